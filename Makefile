@@ -1,0 +1,41 @@
+# Everything is run in .venv, which is made from pyproject.toml and constraints.txt when needed.
+
+PYTHON := $(shell for p in python3.11 python3 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null \
+	&& { echo "$$p"; break; }; done)
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup figures run lab test clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## install everything into .venv (Python 3.11 needed)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "KV Lab needs Python 3.11: no python3.11, and python3 is another version" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+figures: setup ## run all notebooks into results/ (PARAMS=params/quick.yaml: small and fast)
+	$(BIN)/python -m lib.run $(if $(PARAMS),--params $(PARAMS))
+
+run: setup ## run one notebook: make run NB=03_speed ARGS="-p cache 512"
+	@test -n "$(NB)" || { echo 'usage: make run NB=03_speed ARGS="-p cache 512"' >&2; exit 2; }
+	$(BIN)/papermill notebooks/$(NB).ipynb $(ARGS)
+
+lab: setup ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+test: setup ## check format and lint, run the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+clean: ## remove caches and what broken runs left (results/ and .venv stay)
+	rm -rf .pytest_cache .ruff_cache .hypothesis results/.staging-* *.egg-info build
+	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints -o -name '.writing-*' \) \
+	-type d -prune -exec rm -rf {} +

@@ -1,0 +1,44 @@
+"""KV Lab: a laboratory for KV-cache compression. Public names, imported when first used."""
+
+import importlib
+
+_PUBLIC = {
+    "attention": ["attention_maps", "sink_strength"],
+    "cache": ["CompressedCache", "cache_bytes"],
+    "compressors": [
+        "Compressor",
+        "FixSizeL2",
+        "L2Compress",
+        "RecentOnly",
+        "StreamingLLM",
+        "fix_size_l2_compress",
+        "get_compress_fn",
+        "l2_compress",
+        "list_methods",
+        "recent_only_compress",
+        "streaming_llm_compress",
+    ],
+    "data": ["load_tokens"],
+    "generation": ["Generation", "generate"],
+    "models": ["load_model", "load_tokenizer"],
+    "perplexity": [
+        "Evaluation",
+        "evaluate",
+        "evaluate_recompute",
+        "evaluate_with_compression",
+    ],
+    "results": ["save_figure", "save_table"],
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    """Import `name` from its module now: `import lib` alone stays free of torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'lib' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,103 @@
+"""All methods at one budget, on the same texts: quality against cost."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from .cache import window_of
+from .compressors import Compressor, FixSizeL2, L2Compress, RecentOnly, StreamingLLM
+from .compressors.base import require, require_int
+from .perplexity import Evaluation, evaluate
+from .stats import mean_ci, ppl_ci, ppl_ratio_ci
+
+BASELINE = "baseline"
+GROUPS = ("recent_only", "streaming", "l2_compress", "fix_l2_low", "fix_l2_high", "fix_l2_random")
+
+
+def at_budget(
+    group: str, budget: int, start_size: int = 4, skip_layers: tuple[int, ...] = (), seed: int = 0
+) -> Compressor:
+    """The method of a group, such that a compressed layer keeps at most `budget` tokens.
+
+    `l2_compress` keeps 80% whenever it exceeds the budget.
+    """
+    require(group in GROUPS, "method", group, f"one of {GROUPS}")
+    require_int("budget", budget, start_size + 1)
+    skip = tuple(skip_layers)
+    if group == "recent_only":
+        return RecentOnly(budget)
+    if group == "streaming":
+        return StreamingLLM(start_size, budget - start_size)
+    if group == "l2_compress":
+        return L2Compress(keep_ratio=0.8, prune_after=budget, skip_layers=skip)
+    strategy = {"low": "keep_low", "high": "keep_high", "random": "random"}[group.split("_")[-1]]
+    return FixSizeL2(budget, strategy=strategy, skip_layers=skip, seed=seed)
+
+
+def experiment(
+    groups: list[str], budgets: list[int], start_size: int = 4, skip_layers=(), seed: int = 0
+) -> dict[str, Compressor | None]:
+    """The rows of the comparison: `baseline` and `<group>_<budget>` for every group and budget."""
+    rows: dict[str, Compressor | None] = {BASELINE: None}
+    for group in groups:
+        for budget in budgets:
+            rows[f"{group}_{budget}"] = at_budget(group, budget, start_size, skip_layers, seed)
+    return rows
+
+
+def texts_of(tokens: torch.Tensor, num_texts: int, length: int) -> torch.Tensor:
+    """`num_texts` non-overlapping stretches spread evenly over `tokens` (T,): (num_texts, length).
+
+    Each begins with the text's first token, as the model's training sequences did.
+    """
+    needed = num_texts * length
+    require(len(tokens) >= needed, "tokens", len(tokens), f"num_texts * length = {needed} or more")
+    stride = (len(tokens) - 1) // num_texts
+    rows = [tokens[1 + i * stride : i * stride + length] for i in range(num_texts)]
+    return torch.stack([torch.cat((tokens[:1], row)) for row in rows])
+
+
+def quality(
+    model, texts: torch.Tensor, methods: Mapping[str, Compressor | None], chunk_size: int = 16
+) -> dict[str, Evaluation]:
+    """`evaluate` for every method. `chunk_size` is that of the methods that look at the keys.
+
+    Position-only methods run in chunks of 512: their result does not depend on it.
+    """
+    results = {}
+    for name, method in tqdm(methods.items(), desc="quality", disable=None):
+        exact = method is None or window_of(method) is not None
+        results[name] = evaluate(model, texts, method, 512 if exact else chunk_size)
+    return results
+
+
+def quality_table(results: Mapping[str, Evaluation]) -> pd.DataFrame:
+    """PPL and accuracy with 95% intervals over texts, their change against baseline, tokens held."""
+    base = results[BASELINE]
+    rows = []
+    for name, result in results.items():
+        ppl, ppl_low, ppl_high = ppl_ci(result.nll)
+        ratio, ratio_low, ratio_high = ppl_ratio_ci(result.nll, base.nll)
+        gain, gain_low, gain_high = mean_ci(
+            (result.correct.float() - base.correct.float()).mean(-1).numpy()
+        )
+        rows.append(
+            {
+                "method": name,
+                "n_texts": len(result.nll),
+                "ppl": ppl,
+                "ppl_low": ppl_low,
+                "ppl_high": ppl_high,
+                "ppl_change_%": 100 * (ratio - 1),
+                "ppl_change_low": 100 * (ratio_low - 1),
+                "ppl_change_high": 100 * (ratio_high - 1),
+                "accuracy_%": 100 * result.accuracy,
+                "accuracy_change_points": 100 * gain,
+                "accuracy_change_low": 100 * gain_low,
+                "accuracy_change_high": 100 * gain_high,
+                "tokens_held": sum(result.cache_lengths) / len(result.cache_lengths),
+            }
+        )
+    return pd.DataFrame(rows)

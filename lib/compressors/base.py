@@ -1,0 +1,78 @@
+"""What every compressor is: a dataclass that says which cached tokens stay."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from transformers import Cache
+
+Pairs = list[tuple[torch.Tensor, torch.Tensor]] | tuple[tuple[torch.Tensor, torch.Tensor], ...]
+
+
+def require(condition: bool, name: str, value, allowed: str) -> None:
+    """Raise a ValueError that names the parameter, its value and what is allowed."""
+    if not condition:
+        raise ValueError(f"{name}={value!r}: allowed is {allowed}")
+
+
+def require_int(name: str, value, low: int) -> None:
+    """Raise a ValueError unless `value` is a whole number of at least `low`."""
+    ok = isinstance(value, int) and not isinstance(value, bool) and value >= low
+    require(ok, name, value, f"an int >= {low}")
+
+
+@dataclass
+class Compressor(ABC):
+    """Decides which tokens of a layer's cache stay; cutting and turning are the cache's work."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def budget(self) -> int | None:
+        """Tokens kept per compressed layer between steps; None where there is no fixed number."""
+
+    @abstractmethod
+    def keep(self, keys: torch.Tensor, layer_idx: int) -> torch.Tensor | None:
+        """Indices of the tokens to keep, ascending, (n,) or (B, H, n), for keys (B, H, T, D).
+
+        None keeps everything.
+        """
+
+
+def gather_tokens(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The tokens `index`, (n,) or (B, H, n), of `x` (B, H, T, D) or (B, H, T)."""
+    if index.ndim == 1:
+        return x.index_select(2, index)
+    if x.ndim == 4:
+        index = index[..., None].expand(-1, -1, -1, x.shape[-1])
+    return x.gather(2, index)
+
+
+def compress(past_key_values: Pairs | Cache, compressor: Compressor) -> Pairs | Cache:
+    """Apply `compressor` once to a list or tuple of (key, value) or a transformers `Cache`.
+
+    Pairs come back as a new list or tuple; a `Cache` is cut in place and returned. Keys keep the
+    rotation they have (original positions): turning them needs the model, see `lib.cache`.
+    """
+    if isinstance(past_key_values, Cache):
+        for layer_idx, layer in enumerate(past_key_values.layers):
+            if layer.is_initialized and layer.keys.numel():
+                layer.keys, layer.values = _cut(layer.keys, layer.values, compressor, layer_idx)
+        return past_key_values
+    if not isinstance(past_key_values, (list, tuple)):
+        raise TypeError(
+            f"past_key_values is a {type(past_key_values).__name__}: "
+            "allowed are a list or tuple of (key, value) and a transformers Cache"
+        )
+    cut = [_cut(k, v, compressor, i) for i, (k, v) in enumerate(past_key_values)]
+    return type(past_key_values)(cut)
+
+
+def _cut(keys, values, compressor, layer_idx):
+    index = compressor.keep(keys, layer_idx)
+    if index is None:
+        return keys, values
+    return gather_tokens(keys, index), gather_tokens(values, index)

@@ -1,0 +1,72 @@
+"""Fixed-size L2: a constant budget, the most recent tokens and the lowest (or highest) key norms."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from .base import Compressor, compress, require, require_int
+from .l2_compress import key_norms
+
+STRATEGIES = ("keep_low", "keep_high", "random")
+
+
+@dataclass
+class FixSizeL2(Compressor):
+    """Keep `fix_kv_size` tokens: a share `keep_ratio` for the most recent, the rest by key norm.
+
+    `strategy` picks among the older tokens, per head: lowest norms, highest norms, or at random
+    with `seed`. Layers in `skip_layers` are never cut. After Devoto et al. 2024, arXiv:2406.11430.
+    """
+
+    name: ClassVar[str] = "fix_size_l2"
+    paper: ClassVar[str] = "after Devoto et al. 2024, arXiv:2406.11430"
+    fix_kv_size: int = 512
+    keep_ratio: float = 0.2
+    strategy: str = "keep_low"
+    skip_layers: tuple[int, ...] = (0, 1)
+    seed: int = 0
+
+    def __post_init__(self):
+        require_int("fix_kv_size", self.fix_kv_size, 1)
+        require(0 <= self.keep_ratio <= 1, "keep_ratio", self.keep_ratio, "0 <= keep_ratio <= 1")
+        require(self.strategy in STRATEGIES, "strategy", self.strategy, f"one of {STRATEGIES}")
+
+    @property
+    def budget(self) -> int:
+        return self.fix_kv_size
+
+    def keep(self, keys: torch.Tensor, layer_idx: int) -> torch.Tensor | None:
+        B, H, T, _ = keys.shape
+        if layer_idx in self.skip_layers or T <= self.fix_kv_size:
+            return None
+        recent = int(self.keep_ratio * self.fix_kv_size)
+        scores = self._scores(keys[:, :, : T - recent], layer_idx)
+        chosen = scores.topk(self.fix_kv_size - recent, dim=-1).indices.sort(dim=-1).values
+        last = torch.arange(T - recent, T, device=keys.device).expand(B, H, recent)
+        return torch.cat((chosen, last), dim=-1)
+
+    def _scores(self, keys: torch.Tensor, layer_idx: int) -> torch.Tensor:
+        """Higher stays, (B, H, T)."""
+        if self.strategy == "random":
+            # seeded by what is cached too: the same cache is always cut alike, yet in a stream,
+            # where every cut sees the same length, not the same place leaves each time
+            content = keys[:, :, -1].float().contiguous().view(torch.int32).sum().item()
+            seed = hash((self.seed, layer_idx, keys.shape[2], content)) % 2**63
+            generator = torch.Generator().manual_seed(seed)
+            return torch.rand(keys.shape[:3], generator=generator).to(keys.device)
+        norms = key_norms(keys)
+        return -norms if self.strategy == "keep_low" else norms
+
+
+def fix_size_l2_compress(
+    past_key_values,
+    fix_kv_size: int = 512,
+    keep_ratio: float = 0.2,
+    strategy: str = "keep_low",
+    skip_layers=(0, 1),
+    seed: int = 0,
+):
+    """`FixSizeL2` applied once; see `lib.compressors.base.compress` for what goes in and out."""
+    method = FixSizeL2(fix_kv_size, keep_ratio, strategy, tuple(skip_layers), seed)
+    return compress(past_key_values, method)

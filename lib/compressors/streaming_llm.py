@@ -1,0 +1,41 @@
+"""StreamingLLM: attention sinks and a window of recent tokens."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from .base import Compressor, compress, require_int
+
+
+@dataclass
+class StreamingLLM(Compressor):
+    """Keep the first `start_size` tokens (sinks) and the last `recent_size` (Xiao et al. 2023).
+
+    Parameters in tokens; arXiv:2309.17453. The budget is their sum.
+    """
+
+    name: ClassVar[str] = "streaming_llm"
+    paper: ClassVar[str] = "Xiao et al. 2023, arXiv:2309.17453"
+    start_size: int = 4
+    recent_size: int = 508
+
+    def __post_init__(self):
+        require_int("start_size", self.start_size, 0)
+        require_int("recent_size", self.recent_size, 1)
+
+    @property
+    def budget(self) -> int:
+        return self.start_size + self.recent_size
+
+    def keep(self, keys: torch.Tensor, layer_idx: int) -> torch.Tensor | None:
+        length = keys.shape[2]
+        if length <= self.budget:
+            return None
+        index = torch.arange(length, device=keys.device)
+        return torch.cat((index[: self.start_size], index[length - self.recent_size :]))
+
+
+def streaming_llm_compress(past_key_values, start_size: int = 4, recent_size: int = 508):
+    """`StreamingLLM` applied once; see `lib.compressors.base.compress` for what goes in and out."""
+    return compress(past_key_values, StreamingLLM(start_size, recent_size))

@@ -1,0 +1,121 @@
+"""The offline text: docstrings of the pinned packages in this environment.
+
+Every machine that can run the project has this text, so nothing is downloaded and nothing
+is committed. Whole packages are held out from training for evaluation.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+import sys
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from .paths import atomic_path, cache_dir
+
+# import name -> distribution name, in reading order
+HELDOUT = {"networkx": "networkx", "sympy": "sympy"}
+TRAIN = {
+    "accelerate": "accelerate",
+    "datasets": "datasets",
+    "fontTools": "fonttools",
+    "fsspec": "fsspec",
+    "huggingface_hub": "huggingface-hub",
+    "hypothesis": "hypothesis",
+    "IPython": "ipython",
+    "jinja2": "jinja2",
+    "jupyter_server": "jupyter-server",
+    "matplotlib": "matplotlib",
+    "mpl_toolkits": "matplotlib",
+    "mpmath": "mpmath",
+    "numpy": "numpy",
+    "pandas": "pandas",
+    "PIL": "pillow",
+    "prompt_toolkit": "prompt-toolkit",
+    "pygments": "pygments",
+    "scipy": "scipy",
+    "seaborn": "seaborn",
+    "setuptools": "setuptools",
+    "torch": "torch",
+    "tornado": "tornado",
+    "traitlets": "traitlets",
+    "transformers": "transformers",
+}
+SPLITS = {"heldout": HELDOUT, "train": TRAIN}
+_DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def _header(node: ast.AST, module: str) -> str:
+    """The line above a docstring: `module x.y`, `class A(B):` or `def f(a, b=1):`."""
+    if isinstance(node, ast.Module):
+        return f"module {module}"
+    if isinstance(node, ast.ClassDef):
+        bases = ", ".join(ast.unparse(base) for base in node.bases)
+        return f"class {node.name}({bases}):" if bases else f"class {node.name}:"
+    return f"def {node.name}({ast.unparse(node.args)}):"
+
+
+def _walk(node: ast.AST) -> Iterator[ast.AST]:
+    """Modules, classes and functions in file order (`ast.walk` is breadth first)."""
+    if isinstance(node, (ast.Module, *_DEFINITIONS)):
+        yield node
+    for child in ast.iter_child_nodes(node):
+        yield from _walk(child)
+
+
+def _file_docstrings(path: Path, module: str) -> Iterator[tuple[str, str]]:
+    """(header, docstring) of everything documented in one file; nothing if it does not parse."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError, ValueError):
+        return
+    for node in _walk(tree):
+        docstring = ast.get_docstring(node)
+        if docstring and len(docstring) >= 20:
+            yield _header(node, module), docstring
+
+
+def _package_text(package: str, seen: set[bytes]) -> str:
+    """Signatures and docstrings of one package, files sorted by path, repeated docstrings dropped."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"package {package!r} is not installed; run `make setup`")
+    root = Path(next(iter(spec.submodule_search_locations)))
+    parts = []
+    for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
+        module = ".".join([package, *path.relative_to(root).with_suffix("").parts])
+        for header, docstring in _file_docstrings(path, module.removesuffix(".__init__")):
+            digest = hashlib.sha256(docstring.encode()).digest()
+            if digest not in seen:
+                seen.add(digest)
+                parts.append(f"{header}\n{docstring}\n")
+    return "\n".join(parts)
+
+
+def docs_text(split: str = "heldout") -> str:
+    """Text of one split, `"heldout"` (networkx, sympy) or `"train"`; built once, then read from disk.
+
+    Deterministic for a set of installed versions. Raises ValueError on an unknown split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r}: allowed are {sorted(SPLITS)}")
+    packages = SPLITS[split]
+    versions = [f"{name}=={version(dist)}" for name, dist in packages.items()]
+    recipe = inspect.getsource(sys.modules[__name__])
+    key = hashlib.sha256("\n".join([*versions, recipe]).encode()).hexdigest()[:16]
+    path = cache_dir() / "text" / f"docs-{split}-{key}.txt"
+    if not path.exists():
+        seen: set[bytes] = set()
+        bar = tqdm(packages, desc=f"reading docstrings ({split})", disable=None)
+        text = "\n".join(_package_text(package, seen) for package in bar)
+        with atomic_path(path) as temporary:
+            # lone surrogates can't be written as UTF-8; one package's tests hold some
+            temporary.write_bytes(text.encode("utf-8", errors="replace"))
+    return path.read_bytes().decode("utf-8")

@@ -1,0 +1,138 @@
+"""The sliders: choose sinks and window, see what is kept and what it costs."""
+
+import io
+
+import ipywidgets as widgets
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from .compressors import Compressor, RecentOnly, StreamingLLM
+from .perplexity import evaluate
+from .plots import WIDTH, method_color
+from .stats import by_position, log_edges
+
+SHOWN = 96  # queries and keys in the picture of what is kept
+
+
+def seen_tokens(length: int, start_size: int, recent_size: int) -> np.ndarray:
+    """Which keys (columns) each query (rows) attends to: (length, length), 2 sink, 1 recent, 0 not."""
+    query, key = np.arange(length)[:, None], np.arange(length)[None]
+    causal = key <= query
+    sink = causal & (key < start_size)
+    recent = causal & (key >= query - recent_size)
+    return np.where(sink, 2, np.where(recent, 1, 0))
+
+
+class Explorer:
+    """NLL of one text (T,) under dense, window-only and sinks + window attention.
+
+    Results are remembered, so that going back with a slider is immediate.
+    """
+
+    def __init__(self, model, tokens: torch.Tensor):
+        self.model = model
+        self.tokens = tokens
+        self._done: dict[tuple, torch.Tensor] = {}
+
+    def nll(self, compressor: Compressor | None) -> torch.Tensor:
+        """NLL per predicted token, (T - 1,)."""
+        key = (type(compressor), *vars(compressor).values()) if compressor else ()
+        if key not in self._done:
+            self._done[key] = evaluate(self.model, self.tokens, compressor).nll
+        return self._done[key]
+
+    def compare(self, start_size: int, recent_size: int) -> dict[str, torch.Tensor]:
+        """NLL of the three methods; the window alone has the same budget as sinks + window."""
+        budget = start_size + recent_size
+        return {
+            "baseline": self.nll(None),
+            f"recent_only_{budget}": self.nll(RecentOnly(budget)),
+            f"streaming_{budget}": self.nll(StreamingLLM(start_size, recent_size)),
+        }
+
+    def table(self, start_size: int, recent_size: int) -> pd.DataFrame:
+        """Perplexity of the three methods over the whole text, and of its last quarter."""
+        rows = []
+        for name, nll in self.compare(start_size, recent_size).items():
+            ppl, last = (float(x.double().mean().exp()) for x in (nll, nll[-(len(nll) // 4) :]))
+            rows.append(
+                {"method": name, "ppl": ppl, "ppl_last_quarter": last, "n_tokens": len(nll)}
+            )
+        return pd.DataFrame(rows)
+
+    def draw(self, start_size: int, recent_size: int) -> Figure:
+        """What is kept, NLL by position, and the perplexity over the whole text."""
+        results = self.compare(start_size, recent_size)
+        fig, axes = plt.subplot_mosaic(
+            [["kept", "ppl"], ["nll", "nll"]], figsize=(WIDTH, 7), layout="constrained"
+        )
+        self._draw_kept(axes["kept"], start_size, recent_size)
+        self._draw_ppl(axes["ppl"], results)
+        self._draw_nll(axes["nll"], results, start_size + recent_size)
+        return fig
+
+    def _draw_kept(self, ax, start_size: int, recent_size: int) -> None:
+        # scaled down to SHOWN tokens, so that a wide window still shows its shape
+        length = len(self.tokens)
+        scale = length / SHOWN
+        sinks = max(1, round(start_size / scale)) if start_size else 0
+        seen = seen_tokens(SHOWN, sinks, max(1, round(recent_size / scale)))
+        colors = ListedColormap(["#F2F2F2", "#9CC9E8", method_color("streaming_llm")])
+        ax.imshow(seen, cmap=colors, vmin=0, vmax=2, extent=(0, length, length, 0))
+        ax.grid(False)
+        ax.set(xlabel="key (token index)", ylabel="query (token index)")
+        ax.set_title(f"{start_size} sinks + {recent_size} recent")
+
+    def _draw_ppl(self, ax, results: dict[str, torch.Tensor]) -> None:
+        ppl = {name: float(nll.double().mean().exp()) for name, nll in results.items()}
+        names = ["dense", "window", "sinks +\nwindow"]
+        bars = ax.bar(names, list(ppl.values()), color=[method_color(name) for name in ppl])
+        ax.bar_label(bars, fmt="%.1f")
+        ax.grid(False, axis="x")
+        ax.set_ylabel("perplexity")
+        ax.set_title("Over the whole text")
+
+    def _draw_nll(self, ax, results: dict[str, torch.Tensor], budget: int) -> None:
+        labels = ["dense", "window", "sinks + window"]
+        edges = log_edges(16, len(self.tokens) - 1, per_octave=3)
+        for label, (name, nll) in zip(labels, results.items(), strict=True):
+            curve = by_position(nll[None], edges)
+            ax.plot(curve.position, np.log(curve.ppl), label=label, color=method_color(name))
+        ax.axvline(budget, color="#777777", linewidth=1, linestyle=":")
+        ax.text(budget, ax.get_ylim()[1], " cache full", va="top", fontsize=10, color="#555555")
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        ax.set(xlabel="position (tokens)", ylabel="NLL (nats per token)")
+        ax.set_title("Loss by position")
+        ax.legend(loc="upper left")
+
+    def widget(self, start_size: int, recent_size: int) -> widgets.Widget:
+        """Two sliders and the figure, redrawn when a slider is released."""
+        most = max(2, len(self.tokens) // 2)
+        style = {"continuous_update": False, "style": {"description_width": "initial"}}
+        sinks = widgets.IntSlider(start_size, 0, 16, description="sinks (tokens)", **style)
+        window = widgets.IntSlider(
+            min(recent_size, most), 1, most, description="window (tokens)", **style
+        )
+        picture = widgets.Image(format="png", width=800)
+
+        def redraw(_=None):
+            with plt.ioff():
+                fig = self.draw(sinks.value, window.value)
+            picture.value = _png(fig)
+            plt.close(fig)
+
+        for slider in (sinks, window):
+            slider.observe(redraw, names="value")
+        redraw()
+        return widgets.VBox([widgets.HBox([sinks, window]), picture])
+
+
+def _png(fig: Figure) -> bytes:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()

@@ -1,0 +1,26 @@
+"""The manifest of the results: which notebook made a figure or table, and on what machine.
+
+`results/manifest.json` maps a file to its entry. It is written in one step, so it is always whole.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lib.paths import atomic_path
+
+MANIFEST = "manifest.json"
+Entries = dict[str, dict[str, Any]]
+
+
+def read_manifest(folder: Path) -> Entries:
+    """Entries of a results folder by file; none if it has no manifest yet."""
+    path = folder / MANIFEST
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def add_to_manifest(folder: Path, entries: Entries) -> None:
+    """Enter `entries`, replacing those of the same files."""
+    merged = dict(sorted((read_manifest(folder) | entries).items()))
+    with atomic_path(folder / MANIFEST) as path:
+        path.write_text(json.dumps(merged, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

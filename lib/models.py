@@ -1,0 +1,123 @@
+"""Load a model by name: shipped, a local folder, a hub id, or a real shape with random weights."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub import model_info, try_to_load_from_cache
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers.utils import logging
+
+from .paths import MODELS
+
+REFERENCE = "reference"
+RANDOM = "random:"
+# hidden size, layers, heads, vocabulary; all rotate 25% of a head and were trained on 2,048 tokens
+PYTHIA_SHAPES = {
+    "EleutherAI/pythia-70m": (512, 6, 8, 50304),
+    "EleutherAI/pythia-160m": (768, 12, 12, 50304),
+    "EleutherAI/pythia-410m": (1024, 24, 16, 50304),
+    "EleutherAI/pythia-1b": (2048, 16, 8, 50304),
+    "EleutherAI/pythia-1.4b": (2048, 24, 16, 50304),
+    "EleutherAI/pythia-2.8b": (2560, 32, 32, 50304),
+    "EleutherAI/pythia-6.9b": (4096, 32, 32, 50432),
+    "EleutherAI/pythia-12b": (5120, 36, 40, 50688),
+}
+OFFLINE_CHOICES = (
+    "'reference' (the shipped model), a local folder with config.json and *.safetensors, "
+    "or a shape with random weights such as 'random:EleutherAI/pythia-70m'"
+)
+
+
+def load_model(name: str = REFERENCE, device: str | None = None, dtype: torch.dtype | None = None):
+    """Load (model, tokenizer), in evaluation mode.
+
+    `name`: "reference", a local folder, a hub id, or "random:" and a Pythia hub id (the tokenizer is
+    then the reference model's). `device` defaults to the GPU if there is one. `dtype` defaults to
+    float32 on CPU and for the reference model, else to the checkpoint's own.
+    Only safetensors are read and remote code is never run. OSError if nothing is found.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith(RANDOM):
+        return _random_model(name.removeprefix(RANDOM), device, dtype), load_tokenizer(REFERENCE)
+    if dtype is None:
+        dtype = torch.float32 if name == REFERENCE or device == "cpu" else "auto"
+    source = _source(name)
+    try:
+        with _no_progress_bar():
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
+    except OSError as error:
+        raise _not_found(name) from error
+    return model.to(device).eval(), load_tokenizer(name)
+
+
+@contextmanager
+def _no_progress_bar():
+    """Without the bar for reading weights from disk; downloads keep theirs."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def load_tokenizer(name: str = REFERENCE):
+    """The tokenizer that belongs to `name`; OSError if nothing is found."""
+    try:
+        return AutoTokenizer.from_pretrained(_source(name), trust_remote_code=False)
+    except OSError as error:
+        raise _not_found(name) from error
+
+
+def _source(name: str) -> str:
+    if name == REFERENCE:
+        return str(MODELS / "reference")
+    if Path(name).is_dir():
+        return str(Path(name))
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise _not_found(name)  # no hub id: don't ask the network
+    if try_to_load_from_cache(name, "config.json") is None:
+        try:  # one quick question, where loading itself would retry for half a minute
+            model_info(name, timeout=10)
+        except Exception as error:  # whatever the network library of the day raises
+            raise _not_found(name) from error
+    return name
+
+
+def _not_found(name: str) -> OSError:
+    return OSError(
+        f"model {name!r}: no such local folder, and no model of that name could be fetched from the "
+        f"hub (network, name, or no safetensors). Without network, use {OFFLINE_CHOICES}."
+    )
+
+
+def _random_model(shape: str, device: str, dtype: torch.dtype | None):
+    if shape not in PYTHIA_SHAPES:
+        raise ValueError(f"random:{shape}: allowed are {[RANDOM + s for s in PYTHIA_SHAPES]}")
+    hidden, layers, heads, vocabulary = PYTHIA_SHAPES[shape]
+    config = GPTNeoXConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=2048,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.25,
+        },
+        dtype=dtype or (torch.float32 if device == "cpu" else torch.bfloat16),
+    )
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(config.dtype)
+    try:
+        torch.manual_seed(0)
+        with torch.device(device):
+            return GPTNeoXForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,191 @@
+"""Chunked evaluation: negative log-likelihood per token, perplexity, accuracy.
+
+For position-only methods (dense, streaming, recent only) the result does not depend on the chunk:
+it equals feeding the text token by token. Methods that look at the keys cut once per chunk, so
+there the chunk is part of the definition.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+from transformers import DynamicCache
+
+from .attention import NAME, attention_implementation
+from .cache import CompressedCache
+from .compressors import METHODS, Compressor
+from .compressors.base import require, require_int
+
+
+@dataclass
+class Evaluation:
+    """What `evaluate` returns; everything is about the predicted tokens 1 .. T-1."""
+
+    nll: torch.Tensor  # nats per predicted token, (T - 1,) or (B, T - 1)
+    correct: torch.Tensor  # whether the likeliest token was the right one, like `nll`
+    cache_lengths: list[int]  # tokens held per layer at the end
+
+    @property
+    def ppl(self) -> float:
+        """Perplexity, exp of the mean NLL."""
+        return math.exp(self.nll.double().mean().item())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of tokens predicted right."""
+        return self.correct.float().mean().item()
+
+    @property
+    def cache_length(self) -> int:
+        """Tokens held at the end by the layer that holds most."""
+        return max(self.cache_lengths)
+
+
+@torch.no_grad()
+def evaluate(
+    model,
+    input_ids: torch.Tensor,
+    compressor: Compressor | None = None,
+    chunk_size: int = 512,
+    positions: str = "in_cache",
+    desc: str | None = None,
+) -> Evaluation:
+    """Predict every token of `input_ids`, (T,) or (B, T), from what `compressor` left of the past.
+
+    `compressor=None` is dense attention. `desc` shows a progress bar of tokens under that name.
+    Raises ValueError on fewer than two tokens or a chunk below one.
+    """
+    ids = _check(model, input_ids, chunk_size)
+    if compressor is None:
+        cache = DynamicCache(config=model.config)
+        attention = nullcontext()
+    else:
+        cache = CompressedCache(model, compressor, positions)
+        attention = attention_implementation(model, NAME)
+
+    def step(n):
+        return {"past_key_values": cache} if compressor is None else cache.step(n, ids.device)
+
+    with attention:
+        nll, correct = _run(model, ids, chunk_size, step, None, desc)
+    lengths = [layer.keys.shape[2] for layer in cache.layers]
+    return _evaluation(input_ids, nll, correct, lengths)
+
+
+@torch.no_grad()
+def evaluate_with_compression(
+    model,
+    tokenizer,
+    text: str,
+    compress_fn: Callable | None = None,
+    compress_kwargs: dict | None = None,
+    chunk_size: int = 512,
+    max_tokens: int | None = None,
+    positions: str = "in_cache",
+) -> Evaluation:
+    """Evaluate `text` under a compress function: one of ours, or any `f(pairs, **kwargs) -> pairs`.
+
+    Our functions run as their compressor does in `evaluate`. Another one is called after every
+    chunk with a list of (key, value) and sees original positions, since it can't turn keys.
+    """
+    ids = tokenizer(text, return_tensors="pt").input_ids[0, :max_tokens].to(model.device)
+    kwargs = compress_kwargs or {}
+    ours = {function: method for method, function in METHODS.values()}
+    if compress_fn is None or compress_fn in ours:
+        method = None if compress_fn is None else ours[compress_fn](**kwargs)
+        return evaluate(model, ids, method, chunk_size, positions)
+    require(callable(compress_fn), "compress_fn", compress_fn, "a function of (pairs, **kwargs)")
+    batch = _check(model, ids, chunk_size)
+    state = {"pairs": None, "start": 0}
+
+    def step(n):
+        cache = DynamicCache() if state["pairs"] is None else DynamicCache(state["pairs"])
+        state["cache"] = cache
+        position_ids = torch.arange(state["start"], state["start"] + n, device=ids.device)[None]
+        state["start"] += n
+        lengths = {layer.keys.shape[2] for layer in cache.layers if layer.is_initialized}
+        # layers cut to different lengths share no mask: only single tokens can follow them
+        require(len(lengths) <= 1 or n == 1, "chunk_size", chunk_size, "1 for layers cut unlike")
+        return {"past_key_values": cache, "position_ids": position_ids}
+
+    def after():
+        pairs = [(layer.keys, layer.values) for layer in state["cache"].layers]
+        state["pairs"] = compress_fn(pairs, **kwargs)
+
+    nll, correct = _run(model, batch, chunk_size, step, after, None)
+    return _evaluation(ids, nll, correct, [key.shape[2] for key, _ in state["pairs"]])
+
+
+@torch.no_grad()
+def evaluate_recompute(
+    model,
+    input_ids: torch.Tensor,
+    context: int,
+    targets: torch.Tensor,
+    start_size: int = 0,
+    batch_size: int = 16,
+    desc: str | None = None,
+) -> torch.Tensor:
+    """NLL (nats) of the tokens `targets` when the window is encoded anew for each of them.
+
+    `input_ids` (T,). Each target at index i is predicted from the `context` tokens before it; with
+    `start_size` the first of these are the text's first tokens, as in sinks + window. This is the
+    paper's "sliding window with re-computation", quadratic in the window for every token.
+    """
+    ids = _check(model, input_ids, 1)[0]
+    low, high = context, len(ids) - 1
+    require_int("context", context, 1)
+    require_int("start_size", start_size, 0)
+    require(start_size < context, "start_size", start_size, f"less than context={context}")
+    ok = len(targets) and low <= int(targets.min()) and int(targets.max()) <= high
+    require(ok, "targets", targets.tolist()[:8], f"indices in {low}..{high}")
+    losses = []
+    sinks = torch.arange(start_size)
+    for part in tqdm(targets.split(batch_size), desc=desc, disable=None if desc else True):
+        recent = part[:, None] - torch.arange(context - start_size, 0, -1)
+        index = torch.cat((sinks.expand(len(part), -1), recent), dim=1).to(ids.device)
+        logits = model(input_ids=ids[index], use_cache=False, logits_to_keep=1).logits[:, -1]
+        losses.append(F.cross_entropy(logits.float(), ids[part.to(ids.device)], reduction="none"))
+    return torch.cat(losses).cpu()
+
+
+def _check(model, input_ids: torch.Tensor, chunk_size: int) -> torch.Tensor:
+    """Ids as (B, T) on the model's device, or a ValueError."""
+    require_int("chunk_size", chunk_size, 1)
+    shape = tuple(input_ids.shape)
+    require(
+        len(shape) in (1, 2) and shape[-1] >= 2, "input_ids.shape", shape, "(T,) or (B, T), T >= 2"
+    )
+    ids = input_ids[None] if input_ids.ndim == 1 else input_ids
+    return ids.to(model.device)
+
+
+def _run(model, ids, chunk_size, step, after, desc):
+    """The chunk loop: `step(n)` gives the forward's keyword arguments, `after()` ends a chunk."""
+    B, T = ids.shape
+    nll = torch.empty(B, T - 1)
+    correct = torch.empty(B, T - 1, dtype=torch.bool)
+    bar = tqdm(total=T - 1, desc=desc, unit="token", disable=None if desc else True)
+    for start in range(0, T - 1, chunk_size):
+        end = min(start + chunk_size, T - 1)
+        logits = model(input_ids=ids[:, start:end], use_cache=True, **step(end - start)).logits
+        target = ids[:, start + 1 : end + 1]
+        # (B, V, n) against (B, n)
+        loss = F.cross_entropy(logits.float().transpose(1, 2), target, reduction="none")
+        nll[:, start:end] = loss.cpu()
+        correct[:, start:end] = (logits.argmax(-1) == target).cpu()
+        if after is not None:
+            after()
+        bar.update(end - start)
+    bar.close()
+    return nll, correct
+
+
+def _evaluation(input_ids, nll, correct, lengths) -> Evaluation:
+    if input_ids.ndim == 1:
+        nll, correct = nll[0], correct[0]
+    return Evaluation(nll, correct, lengths)

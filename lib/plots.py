@@ -1,0 +1,101 @@
+"""One look for all figures, and one colour and marker for each method."""
+
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, safe for the colour-blind; their yellow is too pale for lines
+BLACK, ORANGE, SKY, GREEN = "#222222", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#8C8C8C"
+WIDTH = 7.5  # inches; at 150 dpi a README shows it at about 3/4 of its size
+
+
+@dataclass(frozen=True)
+class MethodStyle:
+    """How a method is drawn everywhere."""
+
+    color: str
+    marker: str
+
+
+METHODS = {
+    "baseline": MethodStyle(BLACK, "o"),
+    "recent_only": MethodStyle(VERMILLION, "v"),
+    "streaming_llm": MethodStyle(BLUE, "s"),
+    "recompute": MethodStyle(GREEN, "D"),
+    "l2_compress": MethodStyle(ORANGE, "^"),
+    "fix_size_l2": MethodStyle(PURPLE, "P"),
+}
+_OTHER = MethodStyle(GREY, "X")
+# A row's name is a short form of the method with its budget behind it, as in `streaming_512`
+_SHORT = {"dense": "baseline", "window": "recent_only", "streaming": "streaming_llm"}
+_SHORT |= {"l2": "l2_compress", "fix_l2": "fix_size_l2"}
+
+
+def method_style(name: str) -> MethodStyle:
+    """Style of a method or of a row named after it; grey for a method that has none."""
+    return METHODS.get(_method_of(name), _OTHER)
+
+
+def method_color(name: str) -> str:
+    """Colour of a method or of a row named after it."""
+    return method_style(name).color
+
+
+def _method_of(name: str) -> str:
+    """The method whose name, or whose short form, begins `name`; the longest wins."""
+    known = {method: method for method in METHODS} | _SHORT
+    fitting = [start for start in known if name == start or name.startswith(start + "_")]
+    return known[max(fitting, key=len)] if fitting else name
+
+
+def use_style() -> None:
+    """Set the look of all figures; call it once at the top of a notebook."""
+    sns.set_theme(style="whitegrid", context="notebook")
+    plt.rcParams.update(
+        {
+            "figure.figsize": (WIDTH, 4.2),
+            "figure.dpi": 100,
+            "font.size": 12,
+            "axes.titlesize": 13,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.titlepad": 10,
+            "axes.labelsize": 12,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": "#555555",
+            "axes.prop_cycle": plt.cycler(color=[style.color for style in METHODS.values()]),
+            "grid.color": "#E4E4E4",
+            "grid.linewidth": 0.8,
+            "xtick.labelsize": 11,
+            "ytick.labelsize": 11,
+            "legend.fontsize": 11,
+            "legend.frameon": False,
+            "lines.linewidth": 2.0,
+            "lines.markersize": 6,
+            "image.cmap": "viridis",
+        }
+    )
+
+
+def label_line_ends(ax: Axes, gap: float = 0.06) -> None:
+    """Write each line's label at its right end, instead of a legend; `gap` is in axes heights.
+
+    Call it when limits and scales are final. Room to the right is made by `bbox_inches="tight"`.
+    """
+    to_axes = ax.transData + ax.transAxes.inverted()
+    ends = []
+    for line in ax.get_lines():
+        label = str(line.get_label())
+        if not label.startswith("_") and len(line.get_xdata()):
+            end = to_axes.transform((line.get_xdata()[-1], line.get_ydata()[-1]))
+            ends.append((float(end[1]), label, line.get_color()))
+    lowest = float("-inf")
+    for rank, (height, label, color) in enumerate(sorted(ends), start=1):
+        lowest = max(height, lowest + gap)
+        below_top = 1 - gap * (len(ends) - rank)
+        place = {"x": 1.02, "y": min(lowest, below_top), "va": "center"}
+        ax.text(s=label, color=color, transform=ax.transAxes, **place)

@@ -1,0 +1,99 @@
+"""What the reference model must show: its training log and its properties on held-out text."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from .comparison import texts_of
+from .compressors import RecentOnly, StreamingLLM
+from .perplexity import evaluate, evaluate_recompute
+from .stats import ppl_ci, ppl_ratio_ci
+from .training import copying_loss
+
+
+def read_log(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The training log, and the sink strength by evaluation (rows) and head (columns)."""
+    log = json.loads(Path(path).read_text(encoding="utf-8"))
+    heads = pd.DataFrame(
+        {
+            f"layer {layer} head {head}": [row["sink_strength"][layer][head] for row in log]
+            for layer, strengths in enumerate(log[0]["sink_strength"])
+            for head in range(len(strengths))
+        }
+    )
+    history = pd.DataFrame(log).drop(columns="sink_strength")
+    history["sink_heads"] = (heads > 0.3).sum(axis=1)
+    return history, heads
+
+
+def audit(
+    model, tokens: torch.Tensor, flat_tokens: int, samples: int, budgets=(256, 512, 1024)
+) -> pd.DataFrame:
+    """Measure the properties the notebooks stand on, on the held-out `tokens` (T,).
+
+    Columns `property`, `value`, `low`, `high` (95% interval over texts, nan where there is one
+    number only) and `n` (texts or tokens).
+    """
+    trained = model.config.max_position_embeddings
+    rows = [_copying(model), *_dense(model, tokens, trained)]
+    for budget in budgets:
+        rows += _streaming(model, tokens, budget, samples)
+    rows.append(_flatness(model, tokens[:flat_tokens], budgets[0]))
+    return pd.DataFrame(rows, columns=["property", "value", "low", "high", "n"])
+
+
+def _copying(model) -> tuple:
+    loss = copying_loss(model, batch_size=32, length=128)
+    return ("copying loss (nats)", loss, float("nan"), float("nan"), 32)
+
+
+def _dense(model, tokens, trained: int, num_texts: int = 8) -> list[tuple]:
+    """Perplexity of the last quarter before the trained length, and before 8 times that."""
+    texts = texts_of(tokens, num_texts, 8 * trained + 1)
+    nll = torch.cat([evaluate(model, row[None]).nll for row in texts])
+    quarter = trained // 4
+    near, far = (nll[:, end - quarter : end] for end in (trained, 8 * trained))
+    return [
+        ("perplexity, dense, at the training length", *ppl_ci(near), num_texts),
+        ("dense, 8x the length over 1x", *ppl_ratio_ci(far, near), num_texts),
+    ]
+
+
+def _streaming(model, tokens, budget: int, samples: int, num_texts: int = 8) -> list[tuple]:
+    texts = texts_of(tokens, num_texts, 8 * budget)
+    after = slice(2 * budget, None)  # the first tokens have left every window
+    streaming = evaluate(model, texts, StreamingLLM(4, budget - 4)).nll
+    window = evaluate(model, texts, RecentOnly(budget)).nll
+    targets = torch.linspace(2 * budget, 8 * budget - 1, samples // num_texts).long()
+    at_targets = streaming[:, targets - 1]
+    rows = [("window over sinks + window", window[:, after], streaming[:, after])]
+    for label, start_size in (("recomputed window", 0), ("recomputed sinks + window", 4)):
+        recomputed = torch.stack(
+            [evaluate_recompute(model, row, budget + 1, targets, start_size) for row in texts]
+        )
+        rows.append((f"sinks + window over {label}", at_targets, recomputed))
+    return [(f"{name}, {budget}", *ppl_ratio_ci(a, b), num_texts) for name, a, b in rows]
+
+
+def _flatness(model, stream, budget: int) -> tuple:
+    """Perplexity of the second half of a long stream over the first.
+
+    The text itself changes, so both are taken relative to the model's own perplexity on the same
+    tokens in fresh texts of one budget.
+    """
+    nll = evaluate(model, stream, StreamingLLM(4, budget - 4), desc="stream").nll
+    fresh = _fresh(model, stream, budget)
+    gap = (nll[: fresh.numel()] - fresh.flatten()).view(2, -1).double().mean(-1)
+    ratio = float((gap[1] - gap[0]).exp())
+    name = "second half of the stream over first, sinks + window"
+    return (name, ratio, float("nan"), float("nan"), len(stream))
+
+
+def _fresh(model, stream, budget: int) -> torch.Tensor:
+    """NLL of the same tokens read in separate texts, each with the text's first token in front."""
+    count = (len(stream) - 1) // (2 * budget) * 2
+    rows = stream[1 : 1 + count * budget].view(count, budget)
+    texts = torch.cat((stream[:1].expand(count, 1), rows), dim=1)
+    return torch.cat([evaluate(model, part).nll for part in texts.split(64)])

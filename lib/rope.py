@@ -1,0 +1,93 @@
+"""Turning cached keys (and queries) to a new position.
+
+RoPE rotates a key at position p by the angles p * inv_freq, and rotations add up: a key that
+stands at p is moved to p + delta by rotating it once more by delta * inv_freq. Only the first
+`rotary_dim` dims of a head are rotated (GPT-NeoX: 25%, Llama: all); the rest stay as they are.
+"""
+
+import sys
+from dataclasses import dataclass
+
+import torch
+
+# inv_freq of these depends on the length of the text, so a cached key can't be turned
+LENGTH_DEPENDENT = ("dynamic", "longrope")
+
+
+def rotate_half(x: torch.Tensor) -> torch.Tensor:
+    """(x1, x2) -> (-x2, x1) on the last dim."""
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat((-x2, x1), dim=-1)
+
+
+@dataclass
+class Rope:
+    """The rotary frequencies of a model, and what turns its keys: `inv_freq` is (rotary_dim / 2,)."""
+
+    inv_freq: torch.Tensor
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many leading dims of a head are rotated."""
+        return 2 * len(self.inv_freq)
+
+    def cos_sin(self, delta: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of the angles for shifts `delta` (...,): (..., rotary_dim) each."""
+        angles = delta[..., None].to(dtype) * self.inv_freq.to(delta.device, dtype)
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos(), angles.sin()
+
+    def turn(self, x: torch.Tensor, delta: torch.Tensor | int) -> torch.Tensor:
+        """Move `x` (B, H, T, D) by `delta` positions: an int, (T,) or (B, H, T).
+
+        Computed in float32 (float64 for float64 input) and returned in the dtype of `x`.
+        """
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        delta = torch.as_tensor(delta, device=x.device)
+        cos, sin = self.cos_sin(delta, dtype)
+        rotated, passed = x[..., : self.rotary_dim].to(dtype), x[..., self.rotary_dim :]
+        rotated = rotated * cos + rotate_half(rotated) * sin
+        return torch.cat((rotated.to(x.dtype), passed), dim=-1)
+
+
+def find_rope(model: torch.nn.Module) -> Rope:
+    """The `Rope` of a transformers model, checked against the model's own rotation.
+
+    Raises ValueError for models whose cached keys can't be turned: no rotary embedding (ALiBi,
+    learned positions), several of them, frequencies that depend on the length of the text, or
+    another pairing of dims than (i, i + rotary_dim / 2).
+    """
+    kind = model.config.model_type
+    found = [m for m in model.modules() if isinstance(getattr(m, "inv_freq", None), torch.Tensor)]
+    if len(found) != 1:
+        raise ValueError(
+            f"model_type={kind!r} has {len(found)} rotary embeddings; in-cache positions need "
+            "exactly one (use positions='original', or a RoPE model such as Pythia or Llama)"
+        )
+    rotary = found[0]
+    rope_type = getattr(rotary, "rope_type", "default")
+    if rope_type in LENGTH_DEPENDENT:
+        raise ValueError(
+            f"rope_type={rope_type!r} depends on the length of the text: not supported"
+        )
+    rope = Rope(rotary.inv_freq.detach().float())
+    _check(model, rotary, rope)
+    return rope
+
+
+def _check(model, rotary, rope: Rope) -> None:
+    """Turning from 3 to 10 must equal the model's own rotation at 10."""
+    apply = getattr(sys.modules[type(rotary).__module__], "apply_rotary_pos_emb", None)
+    config = model.config.get_text_config()
+    head_dim = getattr(config, "head_dim", None)
+    head_dim = head_dim or config.hidden_size // config.num_attention_heads
+    x = torch.linspace(-1, 1, head_dim, device=rope.inv_freq.device).view(1, 1, 1, -1)
+
+    def at(position: int) -> torch.Tensor:
+        cos, sin = rotary(x, torch.tensor([[position]], device=x.device))
+        return apply(x, x, cos, sin)[0]
+
+    if apply is None or not torch.allclose(rope.turn(at(3), 7), at(10), atol=1e-4):
+        raise ValueError(
+            f"model_type={model.config.model_type!r} rotates its keys in an unknown way"
+        )

@@ -1,0 +1,69 @@
+"""Spread: confidence intervals over texts, quartiles over repeats, rolling means over positions."""
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import bootstrap
+
+
+def mean_ci(values, seed: int = 0, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean and its bootstrap confidence interval (percentile), low and high, over `values` (n,).
+
+    With fewer than two values there is no interval: low and high are nan.
+    """
+    values = np.asarray(values, dtype=float)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, float("nan"), float("nan")
+    if np.ptp(values) == 0:
+        return mean, mean, mean
+    interval = bootstrap(
+        (values,), np.mean, confidence_level=level, method="percentile", rng=seed
+    ).confidence_interval
+    return mean, float(interval.low), float(interval.high)
+
+
+def ppl_ci(nll: torch.Tensor, seed: int = 0) -> tuple[float, float, float]:
+    """Perplexity over all tokens of `nll` (texts, tokens), and its interval over texts."""
+    return tuple(float(np.exp(x)) for x in mean_ci(nll.double().mean(-1).numpy(), seed))
+
+
+def ppl_ratio_ci(
+    nll: torch.Tensor, base: torch.Tensor, seed: int = 0
+) -> tuple[float, float, float]:
+    """Perplexity of `nll` over that of `base`, paired by text: ratio, low, high."""
+    return ppl_ci(nll - base, seed)
+
+
+def summarise(runs: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
+    """Median and quartiles over repeats: `x`, `x_q1`, `x_q3` for each column, and `n`."""
+    groups = runs.groupby(by, sort=False)
+    parts = {"n": groups.size()}
+    for column in columns:
+        parts[column] = groups[column].median()
+        parts[f"{column}_q1"] = groups[column].quantile(0.25)
+        parts[f"{column}_q3"] = groups[column].quantile(0.75)
+    return pd.DataFrame(parts).reset_index()
+
+
+def by_position(nll: torch.Tensor, edges: np.ndarray, seed: int = 0) -> pd.DataFrame:
+    """Perplexity between consecutive `edges` (token positions) of `nll` (texts, tokens).
+
+    Columns `position` (middle, geometric), `ppl`, `ppl_low`, `ppl_high` (interval over texts, or
+    over 16 stretches of a single text).
+    """
+    rows = []
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        part = nll[:, low:high]
+        if len(part) == 1 and part.shape[1] >= 32:
+            part = part[:, : part.shape[1] // 16 * 16].reshape(16, -1)
+        ppl, ppl_low, ppl_high = ppl_ci(part, seed)
+        middle = float(np.sqrt(max(low, 1) * high))
+        rows.append({"position": middle, "ppl": ppl, "ppl_low": ppl_low, "ppl_high": ppl_high})
+    return pd.DataFrame(rows)
+
+
+def log_edges(first: int, last: int, per_octave: int = 2) -> np.ndarray:
+    """Whole-number edges from `first` to `last`, evenly spaced on a log axis."""
+    count = max(2, int(np.ceil(np.log2(last / first) * per_octave)) + 1)
+    return np.unique(np.geomspace(first, last, count).round().astype(int))

@@ -1,0 +1,66 @@
+"""pyproject.toml, constraints.txt, environment.yml and the code name the same packages."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+
+import yaml
+
+from lib.paths import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(group: list[str]) -> set[str]:
+    return {canonical(re.match(r"[\w.-]+", requirement).group()) for requirement in group}
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    matches = [
+        re.fullmatch(r"([a-z0-9-]+)==([\w.]+)", line) for line in lines if not line.startswith("#")
+    ]
+    assert None not in matches, "constraints.txt: a line is not name==version"
+    return dict(match.groups() for match in matches)
+
+
+def test_every_declared_package_is_pinned():
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    assert set().union(*map(declared, groups)) <= pins().keys()
+
+
+def test_every_imported_package_is_declared():
+    distributions = packages_distributions()
+    imported = set()
+    for path in (ROOT / "lib").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.split(".")[0])
+    foreign = imported - set(sys.stdlib_module_names) - {"lib"}
+    needed = {canonical(distributions[name][0]) for name in foreign}
+    assert needed <= declared(PROJECT["dependencies"])
+
+
+def test_the_text_packages_come_with_the_project():
+    """What lib/docs.py reads must be there: declared, or needed by what is."""
+    from lib.docs import SPLITS
+
+    for packages in SPLITS.values():
+        assert {canonical(name) for name in packages.values()} <= pins().keys()
+
+
+def test_conda_installs_the_same_project():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *packages, pip = environment["dependencies"]
+    assert environment["name"] == PROJECT["name"]
+    assert packages == ["python=3.11", "pip"]
+    assert PROJECT["requires-python"] == ">=3.11,<3.12"
+    assert pip == {"pip": ["-c constraints.txt", "-e .[dev]"]}

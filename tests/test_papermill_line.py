@@ -1,0 +1,188 @@
+"""`papermill notebooks/03_speed.ipynb -p cache 512`, typed just so, wherever one types it."""
+
+import base64
+import json
+import os
+import pty
+import subprocess
+
+import nbformat
+import pytest
+from conftest import Sandbox, write_notebook
+
+from lib.paths import ROOT
+
+LINE = ["papermill", "notebooks/03_speed.ipynb", "-p", "cache", "512"]
+COPY = "notebooks/03_speed.ipynb"
+WRITE = "from lib.paths import results_dir; (results_dir() / 'given').write_text(str(cache))"
+
+
+@pytest.fixture
+def speed(sandbox) -> Sandbox:
+    sandbox.notebook("03_speed", WRITE, "assert cache != 13")
+    return sandbox
+
+
+def at_terminal(command: list[str], **options) -> tuple[int, str]:
+    """Run a command at a pseudo-terminal: its exit code and all that it shows."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, **options)
+    os.close(slave)
+    shown = b""
+    try:
+        while chunk := os.read(master, 65536):
+            shown += chunk
+    except OSError:  # how Linux tells that the other side is closed
+        pass
+    os.close(master)
+    return process.wait(timeout=120), shown.decode(errors="replace")
+
+
+def cache_of(sandbox: Sandbox) -> str:
+    """The cache that the last good run was given, by what it wrote; the copy must agree."""
+    value = (sandbox.results / "given").read_text()
+    copy = nbformat.read(sandbox.results / COPY, as_version=4)
+    assert copy.metadata.papermill.parameters == {"cache": int(value)}
+    return value
+
+
+def test_the_line_on_the_real_notebook(tmp_path):
+    results = tmp_path / "results"
+    tiny = "{context_lengths: [64], new_tokens: 2, repeats: 1, model: reference}"
+    command = ["papermill", "notebooks/03_speed.ipynb", "-p", "cache", "16", "-y", tiny]
+    environment = Sandbox(ROOT).environment() | {"KVLAB_RESULTS": str(results)}
+    code, shown = at_terminal(command, cwd=ROOT, env=environment)
+    assert code == 0, shown
+    assert (results / COPY).is_file()
+
+
+def test_at_a_terminal(speed):
+    code, shown = at_terminal(LINE, cwd=speed.root, env=speed.environment())
+    assert code == 0, shown
+    assert "Saved results/notebooks/03_speed.ipynb" in shown
+    assert cache_of(speed) == "512"
+
+
+def test_in_a_script_and_with_a_pipe(speed):
+    for options in ({}, {"input": ""}, {"input": "not a notebook"}):
+        done = speed.call(*LINE, **options)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == ""
+        assert cache_of(speed) == "512"
+        (speed.results / COPY).unlink()
+
+
+def test_from_elsewhere_and_through_a_link(speed, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "link").symlink_to(speed.root)
+    done = speed.call("papermill", "link/notebooks/03_speed.ipynb", cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert (speed.results / COPY).is_file()
+    assert [path.name for path in elsewhere.iterdir()] == ["link"]
+
+
+def test_all_ways_to_give_parameters(speed):
+    (speed.root / "quick.yaml").write_text("03_speed: {cache: 1, lengths: [5, 6]}\n04_x: {a: 1}\n")
+    encoded = base64.b64encode(b"{cache: 2, model: small}").decode()
+    done = speed.call(
+        *("papermill", "notebooks/03_speed.ipynb", "-b", encoded, "-f", "quick.yaml"),
+        *("-y", "positions: original", "-p", "cache", "1e3", "-r", "model", "410"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "unknown parameter" not in done.stderr
+    given = nbformat.read(speed.results / COPY, as_version=4).metadata.papermill.parameters
+    assert given == {
+        "cache": 1000,
+        "model": "410",
+        "lengths": [5, 6],
+        "positions": "original",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["-p", "cahce", "512"], "unknown parameter cahce; did you mean cache?"),
+        (["-p", "cache", "abc"], "parameter cache must be an int in [1..1024]; got 'abc'"),
+        (["-p", "cache", "0"], "parameter cache must be an int in [1..1024]; got 0"),
+        (["-r", "cache", "512"], "parameter cache must be an int in [1..1024]; got '512'"),
+        (["-y", "{lengths: [1, 0]}"], "parameter lengths must be a list of int in [1..4096]"),
+        (["-y", "{lengths: "], "03_speed.ipynb: "),
+        (["-f", "bad.yaml"], "parameter positions must be a str out of: in_cache, original"),
+        (["-f", "absent.yaml"], "absent.yaml"),
+        (["-b", base64.b64encode(b"cache: 9999").decode()], "parameter cache must be"),
+        (["-p", "cache", "0", "out.ipynb"], "parameter cache must be"),
+        (["-p", "cache", "0", "--prepare-only", "out.ipynb"], "parameter cache must be"),
+    ],
+)
+def test_a_refusal_is_told_before_anything_happens(speed, arguments, told):
+    (speed.root / "bad.yaml").write_text("positions: in-cache\n")
+    done = speed.call("papermill", "notebooks/03_speed.ipynb", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: ")
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not speed.results.exists()
+    assert not (speed.root / "out.ipynb").exists()
+
+
+def test_a_failed_run_keeps_the_good_copy(speed):
+    assert speed.call(*LINE).returncode == 0
+    before = speed.files()
+    done = speed.call(*LINE[:-1], "13")
+    assert done.returncode == 1
+    failed = "notebooks/03_speed.failed.ipynb"
+    assert f"the failed copy is results/{failed}" in done.stderr
+    after = speed.files()
+    assert "AssertionError" in after.pop(failed).decode()
+    assert after == before
+    assert speed.call(*LINE).returncode == 0
+    assert speed.files().keys() == before.keys()
+
+
+def test_runs_are_alike(speed):
+    """A run that changes nothing changes no file."""
+    speed.call(*LINE)
+    before = speed.files()
+    speed.call(*LINE)
+    assert speed.files() == before
+
+
+def test_a_given_output_path_keeps_its_meaning(speed):
+    done = speed.call("papermill", COPY, "out.ipynb", "-p", "cache", "512")
+    assert done.returncode == 0, done.stderr
+    assert (speed.root / "out.ipynb").is_file()
+    assert "notebooks" not in os.listdir(speed.results)
+    done = speed.call("papermill", COPY, "-", "-p", "cache", "512")
+    assert json.loads(done.stdout)["metadata"]["papermill"]["parameters"] == {"cache": 512}
+    assert "notebooks" not in os.listdir(speed.results)
+
+
+def test_other_notebooks_are_papermills_own(speed):
+    """No default output path, no check, no staging: printed to stdout, as papermill does."""
+    write_notebook(speed.root / "other.ipynb", "import os; 'KVLAB_NOTEBOOK' in os.environ")
+    done = speed.call("papermill", "other.ipynb", "-p", "cahce", "512")
+    assert done.returncode == 0, done.stderr
+    last = json.loads(done.stdout)["cells"][-1]
+    assert last["outputs"][0]["data"]["text/plain"] == ["False"]
+    code, shown = at_terminal(["papermill", "other.ipynb"], cwd=speed.root, env=speed.environment())
+    assert code == 2
+    assert "OUTPUT_PATH" in shown
+    assert not speed.results.exists()
+
+
+def test_papermill_from_python_is_checked_too(speed):
+    program = (
+        "import papermill, sys;"
+        f"papermill.execute_notebook('{COPY}', 'out.ipynb', eval(sys.argv[1]), progress_bar=False)"
+    )
+    refused = speed.call("python", "-c", program, "{'cache': 9999}")
+    assert refused.returncode == 1
+    assert "parameter cache must be an int in [1..1024]; got 9999" in refused.stderr
+    assert not (speed.root / "out.ipynb").exists()
+    speed.results.mkdir()
+    assert speed.call("python", "-c", program, "{'cache': 1e3}").returncode == 0
+    copy = nbformat.read(speed.root / "out.ipynb", as_version=4)
+    assert copy.metadata.papermill.parameters == {"cache": 1000}
+    assert "cache = 1000\n" in copy.cells[1].source
