@@ -24,7 +24,7 @@ REBASE_EVERY = 4096
 
 @dataclass
 class Window:
-    """The rule of position-only methods: query t sees j < start_size and t - recent_size <= j <= t."""
+    """Position-only methods: query t sees j < start_size and t - recent_size <= j <= t."""
 
     start_size: int
     recent_size: int

@@ -74,7 +74,7 @@ def quality(
 
 
 def quality_table(results: Mapping[str, Evaluation]) -> pd.DataFrame:
-    """PPL and accuracy with 95% intervals over texts, their change against baseline, tokens held."""
+    """PPL and accuracy, 95% intervals over texts, change against baseline, tokens held."""
     base = results[BASELINE]
     rows = []
     for name, result in results.items():

@@ -83,7 +83,7 @@ def _file_docstrings(path: Path, module: str) -> Iterator[tuple[str, str]]:
 
 
 def _package_text(package: str, seen: set[bytes]) -> str:
-    """Signatures and docstrings of one package, files sorted by path, repeated docstrings dropped."""
+    """Signatures and docstrings of one package, files sorted by path, repeats dropped."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"package {package!r} is not installed; run `make setup`")
@@ -100,7 +100,7 @@ def _package_text(package: str, seen: set[bytes]) -> str:
 
 
 def docs_text(split: str = "heldout") -> str:
-    """Text of one split, `"heldout"` (networkx, sympy) or `"train"`; built once, then read from disk.
+    """Text of one split, `"heldout"` (networkx, sympy) or `"train"`; built once, then cached.
 
     Deterministic for a set of installed versions. Raises ValueError on an unknown split.
     """

@@ -19,7 +19,7 @@ SHOWN = 96  # queries and keys in the picture of what is kept
 
 
 def seen_tokens(length: int, start_size: int, recent_size: int) -> np.ndarray:
-    """Which keys (columns) each query (rows) attends to: (length, length), 2 sink, 1 recent, 0 not."""
+    """Which keys (columns) each query (rows) sees: (length, length); 2 sink, 1 recent, 0 not."""
     query, key = np.arange(length)[:, None], np.arange(length)[None]
     causal = key <= query
     sink = causal & (key < start_size)

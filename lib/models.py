@@ -32,8 +32,8 @@ OFFLINE_CHOICES = (
 def load_model(name: str = REFERENCE, device: str | None = None, dtype: torch.dtype | None = None):
     """Load (model, tokenizer), in evaluation mode.
 
-    `name`: "reference", a local folder, a hub id, or "random:" and a Pythia hub id (the tokenizer is
-    then the reference model's). `device` defaults to the GPU if there is one. `dtype` defaults to
+    `name`: "reference", a local folder, a hub id, or "random:" and a Pythia hub id (the tokenizer
+    is then the reference model's). `device` defaults to the GPU if there is one, `dtype` to
     float32 on CPU and for the reference model, else to the checkpoint's own.
     Only safetensors are read and remote code is never run. OSError if nothing is found.
     """
@@ -90,8 +90,8 @@ def _source(name: str) -> str:
 
 def _not_found(name: str) -> OSError:
     return OSError(
-        f"model {name!r}: no such local folder, and no model of that name could be fetched from the "
-        f"hub (network, name, or no safetensors). Without network, use {OFFLINE_CHOICES}."
+        f"model {name!r}: no such local folder, and no model of that name could be fetched from "
+        f"the hub (network, name, or no safetensors). Without network, use {OFFLINE_CHOICES}."
     )
 
 

@@ -18,7 +18,7 @@ def results_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """Folder for derived data (corpus, tokens, checkpoints): `KVLAB_CACHE`, else `~/.cache/kv-lab`."""
+    """Folder for corpus, tokens and checkpoints: `KVLAB_CACHE`, else `~/.cache/kv-lab`."""
     return Path(os.environ.get("KVLAB_CACHE", Path.home() / ".cache" / "kv-lab")).expanduser()
 
 

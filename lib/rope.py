@@ -22,7 +22,7 @@ def rotate_half(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Rope:
-    """The rotary frequencies of a model, and what turns its keys: `inv_freq` is (rotary_dim / 2,)."""
+    """The rotary frequencies `inv_freq`, (rotary_dim / 2,), and what turns keys by them."""
 
     inv_freq: torch.Tensor
 

@@ -233,7 +233,7 @@ def train(recipe: Recipe, train_tokens, heldout_tokens, folder: Path):
         phase = recipe.phases[index]
         optimizers = _optimizers(model, recipe, phase)
         if saved is not None and state["phase"] == index and state["step"] > 0:
-            for optimizer, old in zip(optimizers, saved["optimizers"]):
+            for optimizer, old in zip(optimizers, saved["optimizers"], strict=True):
                 optimizer.load_state_dict(old)
         saved, first = None, state["step"] if state["phase"] == index else 0
         state["phase"] = index

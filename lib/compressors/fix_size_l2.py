@@ -1,4 +1,4 @@
-"""Fixed-size L2: a constant budget, the most recent tokens and the lowest (or highest) key norms."""
+"""Fixed-size L2: a constant budget of recent tokens and of the lowest (or highest) key norms."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -17,11 +17,11 @@ def key_norms(keys: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class L2Compress(Compressor):
-    """Keep the share `keep_ratio` of tokens with the lowest key norms, per head (Devoto et al. 2024).
+    """Keep the share `keep_ratio` of tokens with the lowest key norms, per head.
 
     Nothing is cut while a layer holds at most `prune_after` tokens, and never in `skip_layers`.
     A cache that is cut repeatedly moves between keep_ratio * prune_after and prune_after tokens.
-    arXiv:2406.11430, KnormPress in kvpress.
+    Devoto et al. 2024, arXiv:2406.11430; KnormPress in kvpress.
     """
 
     name: ClassVar[str] = "l2_compress"
