@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from .batches import copying_loss
 from .comparison import texts_of
 from .compressors import RecentOnly, StreamingLLM
 from .perplexity import evaluate, evaluate_recompute
 from .stats import ppl_ci, ppl_ratio_ci
-from .training import copying_loss
 
 
 def read_log(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -29,17 +29,25 @@ def read_log(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def audit(
-    model, tokens: torch.Tensor, flat_tokens: int, samples: int, budgets=(256, 512, 1024)
+    model,
+    tokens: torch.Tensor,
+    budgets: list[int],
+    num_texts: int,
+    samples: int,
+    flat_tokens: int,
 ) -> pd.DataFrame:
     """Measure the properties the notebooks stand on, on the held-out `tokens` (T,).
+
+    `samples` tokens per text are predicted with the window encoded anew; `flat_tokens` is the
+    length of the stream that must stay flat.
 
     Columns `property`, `value`, `low`, `high` (95% interval over texts, nan where there is one
     number only) and `n` (texts or tokens).
     """
     trained = model.config.max_position_embeddings
-    rows = [_copying(model), *_dense(model, tokens, trained)]
+    rows = [_copying(model), *_dense(model, tokens, trained, num_texts)]
     for budget in budgets:
-        rows += _streaming(model, tokens, budget, samples)
+        rows += _streaming(model, tokens, budget, num_texts, samples)
     rows.append(_flatness(model, tokens[:flat_tokens], budgets[0]))
     return pd.DataFrame(rows, columns=["property", "value", "low", "high", "n"])
 
@@ -49,7 +57,7 @@ def _copying(model) -> tuple:
     return ("copying loss (nats)", loss, float("nan"), float("nan"), 32)
 
 
-def _dense(model, tokens, trained: int, num_texts: int = 8) -> list[tuple]:
+def _dense(model, tokens, trained: int, num_texts: int) -> list[tuple]:
     """Perplexity of the last quarter before the trained length, and before 8 times that."""
     texts = texts_of(tokens, num_texts, 8 * trained + 1)
     nll = torch.cat([evaluate(model, row[None]).nll for row in texts])
@@ -61,12 +69,12 @@ def _dense(model, tokens, trained: int, num_texts: int = 8) -> list[tuple]:
     ]
 
 
-def _streaming(model, tokens, budget: int, samples: int, num_texts: int = 8) -> list[tuple]:
-    texts = texts_of(tokens, num_texts, 8 * budget)
+def _streaming(model, tokens, budget: int, num_texts: int, samples: int) -> list[tuple]:
+    texts = texts_of(tokens, num_texts, 4 * budget)
     after = slice(2 * budget, None)  # the first tokens have left every window
     streaming = evaluate(model, texts, StreamingLLM(4, budget - 4)).nll
     window = evaluate(model, texts, RecentOnly(budget)).nll
-    targets = torch.linspace(2 * budget, 8 * budget - 1, samples // num_texts).long()
+    targets = torch.linspace(2 * budget, 4 * budget - 1, samples).long()
     at_targets = streaming[:, targets - 1]
     rows = [("window over sinks + window", window[:, after], streaming[:, after])]
     for label, start_size in (("recomputed window", 0), ("recomputed sinks + window", 4)):

@@ -6,7 +6,6 @@ A run is a list of phases; it checkpoints, and called again it goes on where it 
 
 import copy
 import json
-import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,16 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm.auto import tqdm
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from .attention import sink_strength
-from .docs import docs_text
+from .batches import EOS, IGNORE, copying_loss, make_batch
 from .paths import atomic_path
-
-EOS = 0  # `<|endoftext|>`, the first token of every training sequence
-IGNORE = -100
 
 
 @dataclass
@@ -60,34 +55,6 @@ class Recipe:
     device: str = "cpu"
 
 
-def train_tokenizer(text: str, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE on `text` with `<|endoftext|>` as token 0."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(text.split("\n\n"), trainer)
-    # every text begins with it, as every training sequence does
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", EOS)]
-    )
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
-
-
-def load_or_train_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
-    """The tokenizer of the run in `folder`, trained on the training text the first time."""
-    folder = Path(folder)
-    if not (folder / "tokenizer.json").exists():
-        train_tokenizer(docs_text("train"), vocab_size).save_pretrained(folder)
-    return PreTrainedTokenizerFast.from_pretrained(folder)
-
-
 def build_model(recipe: Recipe) -> GPTNeoXForCausalLM:
     """The untrained model of `recipe`, on CPU in float32."""
     torch.manual_seed(recipe.seed)
@@ -107,47 +74,6 @@ def build_model(recipe: Recipe) -> GPTNeoXForCausalLM:
         eos_token_id=EOS,
     )
     return GPTNeoXForCausalLM(config)
-
-
-def make_batch(
-    tokens: np.ndarray, recipe: Recipe, phase: Phase, rng: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Input ids and next-token labels, (B, T) each: text, text with a copied span, or repeats."""
-    T = phase.context
-    ids = np.empty((phase.batch_size, T + 1), dtype=np.int64)
-    ids[:, 0] = EOS
-    labels = ids.copy()
-    for row in range(phase.batch_size):
-        start = rng.integers(len(tokens) - T)
-        body = tokens[start : start + T].astype(np.int64)
-        known_from = 0  # labels before this place can't be predicted
-        kind = rng.random()
-        if kind < recipe.copy_share:
-            length = int(rng.integers(8, T // 3))
-            source = int(rng.integers(0, T - 2 * length + 1))
-            target = int(rng.integers(source + length, T - length + 1))
-            body[target : target + length] = body[source : source + length].copy()
-        elif kind < recipe.copy_share + recipe.repeat_share:
-            known_from = int(rng.integers(8, T // 2))
-            block = rng.integers(1, recipe.vocab_size, known_from)
-            body = np.resize(block, T)
-        ids[row, 1:] = body
-        labels[row, 1:] = body
-        labels[row, 1 : 1 + known_from] = IGNORE
-    return torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(labels[:, 1:].copy())
-
-
-@torch.no_grad()
-def copying_loss(model, batch_size: int = 8, length: int = 64, seed: int = 1) -> float:
-    """Loss (nats per token) on the second of two identical rows of random tokens."""
-    rng = np.random.default_rng(seed)
-    block = rng.integers(1, model.config.vocab_size, (batch_size, length))
-    rows = np.concatenate([np.full((batch_size, 1), EOS), block, block], 1)
-    ids = torch.from_numpy(rows).to(model.device)
-    logits = model(input_ids=ids, use_cache=False).logits.float()
-    # the second copy is predictable from its second token on
-    second = slice(length + 1, -1)
-    return F.cross_entropy(logits[:, second].flatten(0, 1), ids[:, length + 2 :].flatten()).item()
 
 
 @torch.no_grad()
@@ -185,85 +111,137 @@ def _lr_factor(phase: Phase, step: int) -> float:
     return warm * (1 + (phase.lr_end / phase.lr - 1) * step / max(1, phase.steps))
 
 
-def train(recipe: Recipe, train_tokens, heldout_tokens, folder: Path):
-    """Train, or go on training, and return (model, log); `log` has one dict per evaluation.
+class Trainer:
+    """One run: model, optimizers and where it stands; `folder` keeps `checkpoint.pt`.
 
-    `train_tokens` and `heldout_tokens` are 1-D; `folder` keeps `checkpoint.pt` and `log.json`.
+    Raises ValueError if the folder holds a run whose recipe differs in what is already done.
     """
-    tokens = np.asarray(train_tokens)
-    folder.mkdir(parents=True, exist_ok=True)
-    model = build_model(recipe).to(recipe.device)
-    checkpoint = folder / "checkpoint.pt"
-    state = {"phase": 0, "step": 0, "total": 0, "seen": 0, "seconds": 0.0, "log": []}
-    saved = None
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=recipe.device, weights_only=True)
-        model.load_state_dict(saved.pop("model"))
-        state = saved["state"]
 
-    span = 256
-    rows = torch.as_tensor(np.asarray(heldout_tokens[: 32 * (span - 1)])).view(32, span - 1)
-    heldout = torch.cat([torch.full((32, 1), EOS), rows], 1)
+    def __init__(self, recipe: Recipe, train_tokens, heldout_tokens, folder: Path):
+        self.recipe = recipe
+        self.tokens = np.asarray(train_tokens)
+        self.heldout = _heldout_batch(heldout_tokens)
+        self.checkpoint = Path(folder) / "checkpoint.pt"
+        self.model = build_model(recipe).to(recipe.device)
+        self.state = {"phase": 0, "step": 0, "total": 0, "seen": 0, "seconds": 0.0, "log": []}
+        self.optimizers: list[torch.optim.Optimizer] = []
+        self.step_fn = torch.compile(self._loss) if recipe.compile else self._loss
+        if self.checkpoint.exists():
+            self._load()
 
-    def loss_fn(ids, labels):
-        with torch.autocast(recipe.device, torch.bfloat16):
-            logits = model(input_ids=ids, use_cache=False).logits
+    def run(self) -> None:
+        """Train through all phases that are left."""
+        self.model.train()
+        if not self.state["log"]:
+            self._evaluate(None)
+        while self.state["phase"] < len(self.recipe.phases):
+            phase = self.recipe.phases[self.state["phase"]]
+            if not self.optimizers:
+                self.optimizers = _optimizers(self.model, self.recipe, phase)
+            self._run_phase(phase)
+            self.state["phase"] += 1
+            self.state["step"] = 0
+            self.optimizers = []
+            self._save()
+        self.model.eval()
+
+    def _run_phase(self, phase: Phase) -> None:
+        losses = []
+        desc = f"training, phase {self.state['phase']}"
+        for step in tqdm(range(self.state["step"], phase.steps), desc=desc, disable=None):
+            began = time.perf_counter()
+            losses.append(self._step(phase, step))
+            self.state["seconds"] += time.perf_counter() - began
+            self.state["total"] += 1
+            self.state["step"] = step + 1
+            self.state["seen"] += phase.batch_size * phase.context
+            if self.state["total"] % self.recipe.eval_every == 0 or step + 1 == phase.steps:
+                self._evaluate(torch.stack(losses).mean().item())
+                losses = []
+                self._save()
+
+    def _step(self, phase: Phase, step: int) -> torch.Tensor:
+        """One update; the loss before it."""
+        recipe = self.recipe
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * _lr_factor(phase, step)
+        # seeded by the step, so that a resumed run sees what an uninterrupted one would
+        rng = np.random.default_rng([recipe.seed, self.state["total"]])
+        mix = (recipe.vocab_size, recipe.copy_share, recipe.repeat_share)
+        ids, labels = make_batch(self.tokens, phase.batch_size, phase.context, rng, *mix)
+        loss = self.step_fn(ids.to(recipe.device), labels.to(recipe.device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss.detach()
+
+    def _loss(self, ids, labels):
+        with torch.autocast(self.recipe.device, torch.bfloat16):
+            logits = self.model(input_ids=ids, use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE)
 
-    step_fn = torch.compile(loss_fn) if recipe.compile else loss_fn
+    def _evaluate(self, train_loss: float | None) -> None:
+        self.model.eval()
+        row = {"step": self.state["total"], "tokens": self.state["seen"]}
+        row |= {"seconds": round(self.state["seconds"], 1), "phase": self.state["phase"]}
+        self.state["log"].append(
+            row | {"train_loss": train_loss, **probe(self.model, self.heldout)}
+        )
+        self.model.train()
 
-    def save(optimizers):
-        with atomic_path(checkpoint) as temporary:
-            opt = [o.state_dict() for o in optimizers]
-            torch.save({"model": model.state_dict(), "optimizers": opt, "state": state}, temporary)
-        with atomic_path(folder / "log.json") as temporary:
-            temporary.write_text(json.dumps(state["log"], indent=0))
+    def _save(self) -> None:
+        content = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "state": self.state,
+            "recipe": asdict(self.recipe),
+        }
+        with atomic_path(self.checkpoint) as temporary:
+            torch.save(content, temporary)
 
-    def evaluate_now(loss):
-        model.eval()
-        row = {"step": state["total"], "tokens": state["seen"], "seconds": state["seconds"]}
-        row |= {"train_loss": loss, "phase": state["phase"], **probe(model, heldout)}
-        state["log"].append(row)
-        model.train()
-
-    model.train()
-    if not state["log"]:
-        evaluate_now(math.log(recipe.vocab_size))
-    for index in range(state["phase"], len(recipe.phases)):
-        phase = recipe.phases[index]
-        optimizers = _optimizers(model, recipe, phase)
-        if saved is not None and state["phase"] == index and state["step"] > 0:
-            for optimizer, old in zip(optimizers, saved["optimizers"], strict=True):
+    def _load(self) -> None:
+        saved = torch.load(self.checkpoint, map_location=self.recipe.device, weights_only=True)
+        self.state = saved["state"]
+        _check_same(saved["recipe"], asdict(self.recipe), self.state["phase"])
+        self.model.load_state_dict(saved["model"])
+        if saved["optimizers"]:
+            phase = self.recipe.phases[self.state["phase"]]
+            self.optimizers = _optimizers(self.model, self.recipe, phase)
+            for optimizer, old in zip(self.optimizers, saved["optimizers"], strict=True):
                 optimizer.load_state_dict(old)
-        saved, first = None, state["step"] if state["phase"] == index else 0
-        state["phase"] = index
-        losses = []
-        bar = tqdm(range(first, phase.steps), desc=f"training, phase {index}", disable=None)
-        for step in bar:
-            began = time.perf_counter()
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["initial_lr"] * _lr_factor(phase, step)
-            rng = np.random.default_rng([recipe.seed, state["total"]])
-            ids, labels = make_batch(tokens, recipe, phase, rng)
-            loss = step_fn(ids.to(recipe.device), labels.to(recipe.device))
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            losses.append(loss.detach())
-            state["total"] += 1
-            state["step"] = step + 1
-            state["seen"] += ids.numel()
-            state["seconds"] += time.perf_counter() - began
-            if state["total"] % recipe.eval_every == 0 or step + 1 == phase.steps:
-                evaluate_now(torch.stack(losses).mean().item())
-                losses = []
-                save(optimizers)
-        state["phase"], state["step"] = index + 1, 0
-        save(optimizers)
-    return model.eval(), state["log"]
+
+
+def _check_same(old: dict, new: dict, done: int) -> None:
+    """Refuse to go on with another shape, data mix, seed, or other finished phases."""
+    for name in sorted(set(old) - {"phases", "eval_every", "compile", "device"}):
+        if old[name] != new[name]:
+            raise ValueError(
+                f"{name}={new[name]!r}: this run was begun with {old[name]!r}; use another run_name"
+            )
+    if old["phases"][:done] != new["phases"][:done]:
+        raise ValueError(
+            f"phases={new['phases'][:done]!r}: this run has done {old['phases'][:done]!r}; "
+            "use another run_name"
+        )
+
+
+def _heldout_batch(tokens, rows: int = 32, span: int = 256) -> torch.Tensor:
+    """The first held-out tokens as texts of `span`, each with its first token: (rows, span)."""
+    body = torch.as_tensor(np.asarray(tokens[: rows * (span - 1)], dtype=np.int64))
+    return torch.cat([torch.full((rows, 1), EOS), body.view(rows, span - 1)], 1)
+
+
+def train(recipe: Recipe, train_tokens, heldout_tokens, folder: Path):
+    """Train, or go on with the run in `folder`, and return (model, log).
+
+    `train_tokens` and `heldout_tokens` are (T,); `log` has one dict per evaluation.
+    """
+    trainer = Trainer(recipe, train_tokens, heldout_tokens, folder)
+    trainer.run()
+    return trainer.model, trainer.state["log"]
 
 
 def ship(model, tokenizer, recipe: Recipe, log: list[dict], folder: Path) -> None:
