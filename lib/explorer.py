@@ -108,7 +108,7 @@ class Explorer:
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
         ax.set(xlabel="position (tokens)", ylabel="NLL (nats per token)")
         ax.set_title("Loss by position")
-        ax.legend(loc="upper left")
+        ax.legend(loc="best")
 
     def widget(self, start_size: int, recent_size: int) -> widgets.Widget:
         """Two sliders and the figure, redrawn when a slider is released."""

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 # Okabe and Ito's colours, safe for the colour-blind; their yellow is too pale for lines
 BLACK, ORANGE, SKY, GREEN = "#222222", "#E69F00", "#56B4E9", "#009E73"
@@ -79,6 +82,19 @@ def use_style() -> None:
             "image.cmap": "viridis",
         }
     )
+
+
+def plain_log(axis: Axis) -> None:
+    """A log axis with labels such as 0.5, 20 and 1,000 at 1, 2 and 5 of every decade."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def figure_title(fig: Figure, text: str) -> None:
+    """A title over all panels, in the place and weight of a single panel's."""
+    fig.suptitle(text, x=0.02, ha="left", fontsize=13, weight="semibold")
 
 
 def label_line_ends(ax: Axes, gap: float = 0.06) -> None:
