@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import CacheLayerMixin
 
 from .compressors import Compressor, RecentOnly, StreamingLLM
 from .compressors.base import gather_tokens, require, require_int
@@ -20,6 +20,8 @@ from .rope import Rope, find_rope
 POSITIONS = ("in_cache", "original")
 # float32 angles lose precision with the position, so positions start again every so many tokens
 REBASE_EVERY = 4096
+# free slots a window's buffer is made with: it moves once in so many tokens
+SPARE_SLOTS = 64
 
 
 @dataclass
@@ -62,65 +64,110 @@ class Step:
         return self._masks[length]
 
 
-class _Layer(DynamicLayer):
-    """What both kinds of layer share: counters of the tokens seen and cut."""
+class _Layer(CacheLayerMixin):
+    """What both kinds of layer share: counters of the tokens seen, held and cut."""
 
     def __init__(self, rope: Rope | None):
         super().__init__()
         self.rope = rope  # None: positions="original", keys are never turned
         self.seen = 0  # tokens of the stream so far
         self.position = 0  # position of the next token
+        self.length = 0  # tokens held
         self.evictions = 0  # steps that cut
         self.evicted = 0  # tokens cut
 
-    def _count_cut(self, tokens: int) -> None:
-        self.evictions += tokens > 0
-        self.evicted += tokens
+    def _count(self, new: int, cut: int) -> None:
+        self.seen += new
+        self.position += new
+        self.length += new - cut
+        self.evictions += cut > 0
+        self.evicted += cut
 
     def get_seq_length(self) -> int:
         return self.seen
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        cached = self.cached_length
-        return cached + query_length, self.seen - cached
+    def get_max_length(self) -> int:
+        return -1  # no limit: old tokens leave
 
-    @property
-    def cached_length(self) -> int:
-        """Tokens held now."""
-        return self.keys.shape[2] if self.is_initialized and self.keys.ndim == 4 else 0
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, self.seen - self.length
 
 
 class WindowLayer(_Layer):
-    """Sinks and a window. Only the sinks are ever turned, always from their own un-cut copies."""
+    """Sinks and a window in a buffer along which the held tokens wander, without a copy per token.
+
+    The sinks are written anew before each step, in front of the window, over slots that eviction
+    has freed. They alone are turned, always from their own un-cut copies.
+    """
 
     def __init__(self, window: Window, rope: Rope | None):
         super().__init__(rope)
         self.window = window
+        self.first = 0  # slot of the first sink
+
+    def lazy_initialization(self, key_states, value_states):
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]  # (B, H, slots, D)
+        self.sinks = (self.keys, self.values)  # as they came
+        self.is_initialized = True
 
     def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
         n = key_states.shape[2]
-        keys, values = super().update(key_states, value_states)  # (B, H, cached + n, D)
-        start, recent = self.window.start_size, self.window.recent_size
-        if keys.shape[2] > start + recent:
-            self._count_cut(keys.shape[2] - start - recent)
-            self.keys, self.values = (
-                torch.cat((x[:, :, :start], x[:, :, -recent:]), dim=2) for x in (keys, values)
-            )
-        # for one token sinks are turned forward, for several `lib.attention` turns the queries
-        delta = self.position - min(self.seen, start + recent)
-        if n == 1 and start and delta and self.rope is not None:
-            sinks = self.rope.turn(keys[:, :, :start], delta)
-            keys = torch.cat((sinks, keys[:, :, start:]), dim=2)
-        self.seen += n
-        self.position += n
+        self._make_room(n)
+        end = self.first + self.length + n
+        self.keys[:, :, end - n : end] = key_states
+        self.values[:, :, end - n : end] = value_states
+        self._keep_sinks(key_states, value_states)
+        if self.evicted:
+            self._place_sinks(n)
+        keys, values = (x[:, :, self.first : end] for x in (self.keys, self.values))
+        cut = max(0, self.length + n - self.window.budget)
+        self.first += cut
+        self._count(n, cut)
         return keys, values
+
+    def _make_room(self, n: int) -> None:
+        """Move to a new buffer when the slots to the right are used up."""
+        if self.first + self.length + n <= self.keys.shape[2]:
+            return
+        held = slice(self.first, self.first + self.length)
+        B, H, _, D = self.keys.shape
+        slots = self.length + n + SPARE_SLOTS
+        old, self.first = (self.keys, self.values), 0
+        self.keys = old[0].new_empty(B, H, slots, D)
+        self.values = old[1].new_empty(B, H, slots, old[1].shape[-1])
+        self.keys[:, :, : self.length] = old[0][:, :, held]
+        self.values[:, :, : self.length] = old[1][:, :, held]
+
+    def _keep_sinks(self, keys, values) -> None:
+        """Copy those of the new tokens that are sinks."""
+        missing = self.window.start_size - self.seen
+        if missing > 0:
+            new = (keys[:, :, :missing], values[:, :, :missing])
+            pairs = zip(self.sinks, new, strict=True)
+            self.sinks = tuple(torch.cat((old, x), dim=2) for old, x in pairs)
+
+    def _place_sinks(self, n: int) -> None:
+        """For one token sinks are turned forward; for several `lib.attention` turns the queries."""
+        keys, values = self.sinks
+        delta = self.position - self.window.budget
+        if n == 1 and delta and self.rope is not None:
+            keys = self.rope.turn(keys, delta)
+        place = slice(self.first, self.first + self.window.start_size)
+        self.keys[:, :, place], self.values[:, :, place] = keys, values
 
     def rebase(self, shift: int) -> None:
         """Move all window keys (not the sinks, they stand where they stood) back by `shift`."""
-        start = self.window.start_size
-        moved = self.rope.turn(self.keys[:, :, start:], -shift)
-        self.keys = torch.cat((self.keys[:, :, :start], moved), dim=2)
+        window = slice(self.first + self.window.start_size, self.first + self.length)
+        self.keys[:, :, window] = self.rope.turn(self.keys[:, :, window], -shift)
         self.position -= shift
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Take the rows `beam_idx`."""
+        rows = beam_idx.to(self.keys.device)
+        self.keys, self.values = self.keys[rows], self.values[rows]
+        self.sinks = tuple(x[rows] for x in self.sinks)
 
 
 class ScatteredLayer(_Layer):
@@ -137,17 +184,22 @@ class ScatteredLayer(_Layer):
         self.source = None  # (B, H, n, D)
         self.source_position = None  # (B, H, n)
 
+    def lazy_initialization(self, key_states, value_states):
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.is_initialized = True
+
     def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
         B, H, n, _ = key_states.shape
-        keys, values = super().update(key_states, value_states)
+        self.keys = keys = torch.cat((self.keys, key_states), dim=2)
+        self.values = values = torch.cat((self.values, value_states), dim=2)
         index = self.compressor.keep(keys, self.layer_idx)
         if self.rope is not None:
             here = torch.arange(self.position, self.position + n, device=keys.device)
             self._append_source(key_states, here.expand(B, H, n))
-        self.seen += n
-        self.position += n
+        self._count(n, 0 if index is None else keys.shape[2] - index.shape[-1])
         if index is not None:
-            self._count_cut(keys.shape[2] - index.shape[-1])
             self.keys, self.values = gather_tokens(keys, index), gather_tokens(values, index)
             if self.rope is not None:
                 self.source = gather_tokens(self.source, index)
@@ -172,6 +224,13 @@ class ScatteredLayer(_Layer):
         self.position -= shift
         self._turn()
 
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Take the rows `beam_idx`."""
+        rows = beam_idx.to(self.keys.device)
+        self.keys, self.values = self.keys[rows], self.values[rows]
+        if self.source is not None:
+            self.source, self.source_position = self.source[rows], self.source_position[rows]
+
 
 class CompressedCache(Cache):
     """A cache with one of our compressors, for the loops in `lib.generation` and `lib.perplexity`.
@@ -187,17 +246,39 @@ class CompressedCache(Cache):
         self.positions = positions
         self.rope = find_rope(model) if positions == "in_cache" else None
         self.window = window_of(compressor)
-        count = model.config.get_text_config().num_hidden_layers
+        self.num_layers = model.config.get_text_config().num_hidden_layers
+        super().__init__(layers=self._empty_layers())
+        self._announced = 0  # tokens of the step under way
+
+    def _empty_layers(self) -> list[_Layer]:
         if self.window is not None:
-            layers = [WindowLayer(self.window, self.rope) for _ in range(count)]
-        else:
-            layers = [ScatteredLayer(i, self.compressor, self.rope) for i in range(count)]
-        super().__init__(layers=layers)
+            return [WindowLayer(self.window, self.rope) for _ in range(self.num_layers)]
+        return [ScatteredLayer(i, self.compressor, self.rope) for i in range(self.num_layers)]
+
+    def __repr__(self) -> str:
+        return f"CompressedCache({self.compressor}, {self.positions}, held={self.cached_lengths})"
+
+    def reset(self) -> None:
+        """Forget everything: the next token begins a new stream."""
+        self.layers = self._empty_layers()
+
+    def update(self, key_states, value_states, layer_idx: int, *args, **kwargs):
+        """What attention may see: all that is cached, and the new tokens (B, H, n, D)."""
+        if key_states.shape[2] != self._announced:
+            # positions that disagree with the cache's would go unnoticed
+            raise RuntimeError(
+                f"a step of {key_states.shape[2]} tokens was not announced: call the model with "
+                "**cache.step(n), or use lib.generate and lib.evaluate"
+            )
+        if layer_idx == self.num_layers - 1:
+            self._announced = 0
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def step(self, n: int, device="cpu") -> dict:
         """Keyword arguments of the model's forward for the next `n` tokens."""
         require_int("n", n, 1)
         self._rebase(n)
+        self._announced = n
         position = self.layers[0].position
         step = Step(n, self.get_seq_length(), self.window, self.rope)
         positions = torch.arange(position, position + n, device=device)
@@ -210,7 +291,7 @@ class CompressedCache(Cache):
 
     def _rebase(self, n: int) -> None:
         """Keep positions small; distances, all that RoPE sees, stay the same."""
-        longest = max(layer.cached_length for layer in self.layers)
+        longest = max(layer.length for layer in self.layers)
         if self.rope is None or not longest:
             return
         if self.layers[0].position + n > longest + max(REBASE_EVERY, n):
@@ -221,7 +302,7 @@ class CompressedCache(Cache):
     @property
     def cached_lengths(self) -> list[int]:
         """Tokens held now, per layer."""
-        return [layer.cached_length for layer in self.layers]
+        return [layer.length for layer in self.layers]
 
     @property
     def evictions(self) -> int:
@@ -238,9 +319,17 @@ def window_of(compressor: Compressor) -> Window | None:
     return None
 
 
+def held_lengths(cache: Cache) -> list[int]:
+    """Tokens held per layer, by our cache or transformers' own."""
+    if isinstance(cache, CompressedCache):
+        return cache.cached_lengths
+    return [layer.keys.shape[2] for layer in cache.layers]
+
+
 def cache_bytes(cache: Cache) -> int:
-    """Bytes of the keys and values that `cache` holds."""
-    tensors = [
-        t for layer in cache.layers if layer.is_initialized for t in (layer.keys, layer.values)
-    ]
-    return sum(t.numel() * t.element_size() for t in tensors)
+    """Bytes allocated for what `cache` holds: keys, values, and keys kept un-turned."""
+    tensors = []
+    for layer in cache.layers:
+        tensors += [layer.keys, layer.values, *getattr(layer, "sinks", ())]
+        tensors.append(getattr(layer, "source", None))
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)

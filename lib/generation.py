@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from .attention import NAME, attention_implementation
-from .cache import CompressedCache, cache_bytes
+from .cache import CompressedCache, cache_bytes, held_lengths
 from .compressors import Compressor
 from .compressors.base import require, require_int
 
@@ -75,7 +75,7 @@ def generate(
         for index in range(max_new_tokens):
             tokens.append(_choose(logits, temperature, sampler))
             times.append(_now(model) - began)
-            lengths.append(max(layer.keys.shape[2] for layer in cache.layers))
+            lengths.append(max(held_lengths(cache)))
             if index + 1 < max_new_tokens:
                 began = _now(model)
                 logits = _forward(model, tokens[-1], cache)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import model_info, try_to_load_from_cache
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.utils import logging
 
@@ -23,8 +24,9 @@ PYTHIA_SHAPES = {
     "EleutherAI/pythia-6.9b": (4096, 32, 32, 50432),
     "EleutherAI/pythia-12b": (5120, 36, 40, 50688),
 }
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 OFFLINE_CHOICES = (
-    "'reference' (the shipped model), a local folder with config.json and *.safetensors, "
+    "'reference' (the shipped model), a local folder (config.json, *.safetensors, tokenizer), "
     "or a shape with random weights such as 'random:EleutherAI/pythia-70m'"
 )
 
@@ -48,7 +50,7 @@ def load_model(name: str = REFERENCE, device: str | None = None, dtype: torch.dt
             model = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, trust_remote_code=False
             )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _not_found(name) from error
     return model.to(device).eval(), load_tokenizer(name)
 
@@ -76,9 +78,13 @@ def load_tokenizer(name: str = REFERENCE):
 def _source(name: str) -> str:
     if name == REFERENCE:
         return str(MODELS / "reference")
-    if Path(name).is_dir():
-        return str(Path(name))
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    folder = Path(name)
+    if (folder / "config.json").is_file():
+        # transformers would make up an empty tokenizer for a folder without one
+        if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+            raise OSError(f"model {name!r}: none of {', '.join(TOKENIZER_FILES)} in the folder")
+        return str(folder)
+    if folder.is_dir() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise _not_found(name)  # no hub id: don't ask the network
     if try_to_load_from_cache(name, "config.json") is None:
         try:  # one quick question, where loading itself would retry for half a minute

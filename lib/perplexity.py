@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache
 
 from .attention import NAME, attention_implementation
-from .cache import CompressedCache
+from .cache import CompressedCache, held_lengths
 from .compressors import METHODS, Compressor
 from .compressors.base import require, require_int
 
@@ -72,8 +72,7 @@ def evaluate(
 
     with attention:
         nll, correct = _run(model, ids, chunk_size, step, None, desc)
-    lengths = [layer.keys.shape[2] for layer in cache.layers]
-    return _evaluation(input_ids, nll, correct, lengths)
+    return _evaluation(input_ids, nll, correct, held_lengths(cache))
 
 
 @torch.no_grad()

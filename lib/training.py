@@ -205,7 +205,7 @@ class Trainer:
     def _load(self) -> None:
         saved = torch.load(self.checkpoint, map_location=self.recipe.device, weights_only=True)
         self.state = saved["state"]
-        _check_same(saved["recipe"], asdict(self.recipe), self.state["phase"])
+        _check_same(saved["recipe"], asdict(self.recipe), self.state)
         self.model.load_state_dict(saved["model"])
         if saved["optimizers"]:
             phase = self.recipe.phases[self.state["phase"]]
@@ -214,17 +214,25 @@ class Trainer:
                 optimizer.load_state_dict(old)
 
 
-def _check_same(old: dict, new: dict, done: int) -> None:
-    """Refuse to go on with another shape, data mix, seed, or other finished phases."""
+def _check_same(old: dict, new: dict, state: dict) -> None:
+    """Refuse to go on with another shape, data mix, seed, or other phases where they are begun.
+
+    Only the number of steps of the phase under way may change, and not below those done.
+    """
     for name in sorted(set(old) - {"phases", "eval_every", "compile", "device"}):
         if old[name] != new[name]:
             raise ValueError(
                 f"{name}={new[name]!r}: this run was begun with {old[name]!r}; use another run_name"
             )
-    if old["phases"][:done] != new["phases"][:done]:
+    begun, under_way = (copy.deepcopy(x["phases"][: state["phase"] + 1]) for x in (old, new))
+    if not state["step"]:
+        begun, under_way = (phases[: state["phase"]] for phases in (begun, under_way))
+    elif len(under_way) == len(begun) and under_way[-1]["steps"] >= state["step"]:
+        under_way[-1]["steps"] = begun[-1]["steps"]
+    if begun != under_way:
         raise ValueError(
-            f"phases={new['phases'][:done]!r}: this run has done {old['phases'][:done]!r}; "
-            "use another run_name"
+            f"phases={under_way!r}: this run was begun with {begun!r} and has done "
+            f"{state['step']} steps of phase {state['phase']}; use another run_name"
         )
 
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Integral
 from typing import ClassVar
 
 import torch
@@ -18,7 +19,7 @@ def require(condition: bool, name: str, value, allowed: str) -> None:
 
 def require_int(name: str, value, low: int) -> None:
     """Raise a ValueError unless `value` is a whole number of at least `low`."""
-    ok = isinstance(value, int) and not isinstance(value, bool) and value >= low
+    ok = isinstance(value, Integral) and not isinstance(value, bool) and value >= low
     require(ok, name, value, f"an int >= {low}")
 
 

@@ -40,7 +40,7 @@ class FixSizeL2(Compressor):
         B, H, T, _ = keys.shape
         if layer_idx in self.skip_layers or T <= self.fix_kv_size:
             return None
-        recent = int(self.keep_ratio * self.fix_kv_size)
+        recent = int(self.keep_ratio * self.fix_kv_size + 1e-9)  # 0.29 of 100 is 29
         scores = self._scores(keys[:, :, : T - recent], layer_idx)
         chosen = scores.topk(self.fix_kv_size - recent, dim=-1).indices.sort(dim=-1).values
         last = torch.arange(T - recent, T, device=keys.device).expand(B, H, recent)
@@ -49,14 +49,20 @@ class FixSizeL2(Compressor):
     def _scores(self, keys: torch.Tensor, layer_idx: int) -> torch.Tensor:
         """Higher stays, (B, H, T)."""
         if self.strategy == "random":
-            # seeded by what is cached too: the same cache is always cut alike, yet in a stream,
-            # where every cut sees the same length, not the same place leaves each time
-            content = keys[:, :, -1].float().contiguous().view(torch.int32).sum().item()
-            seed = hash((self.seed, layer_idx, keys.shape[2], content)) % 2**63
-            generator = torch.Generator().manual_seed(seed)
-            return torch.rand(keys.shape[:3], generator=generator).to(keys.device)
+            rows = [self._random_row(row, layer_idx) for row in keys]
+            return torch.stack(rows).to(keys.device)
         norms = key_norms(keys)
         return -norms if self.strategy == "keep_low" else norms
+
+    def _random_row(self, keys: torch.Tensor, layer_idx: int) -> torch.Tensor:
+        """Random scores (H, T) for one row's keys (H, T, D).
+
+        Seeded by what is cached too: the same cache is always cut alike, yet in a stream, where
+        every cut sees the same length, not the same place leaves each time.
+        """
+        content = keys[:, -1].float().contiguous().view(torch.int32).sum().item()
+        seed = hash((self.seed, layer_idx, keys.shape[1], content)) % 2**63
+        return torch.rand(keys.shape[:2], generator=torch.Generator().manual_seed(seed))
 
 
 def fix_size_l2_compress(

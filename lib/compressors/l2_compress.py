@@ -40,7 +40,7 @@ class L2Compress(Compressor):
 
     def keep(self, keys: torch.Tensor, layer_idx: int) -> torch.Tensor | None:
         length = keys.shape[2]
-        kept = math.ceil(self.keep_ratio * length)
+        kept = math.ceil(self.keep_ratio * length - 1e-9)  # 0.55 of 100 is 55
         if layer_idx in self.skip_layers or length <= self.prune_after or kept == length:
             return None
         # topk is unordered: sort, so that what is kept stays in time order

@@ -1,0 +1,160 @@
+"""The methods as functions, on pairs and caches, and evaluated."""
+
+import math
+
+import pytest
+import torch
+from reference import FAMILIES, cached_model, literal_scattered, nll_of, tiny_ids
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import DynamicCache, PreTrainedTokenizerFast
+
+from lib import (
+    FixSizeL2,
+    L2Compress,
+    RecentOnly,
+    StreamingLLM,
+    evaluate,
+    evaluate_with_compression,
+    fix_size_l2_compress,
+    get_compress_fn,
+    l2_compress,
+    list_methods,
+    recent_only_compress,
+    streaming_llm_compress,
+)
+
+# the key norms of two heads and ten tokens
+NORMS = [[9, 3, 7, 1, 8, 2, 6, 4, 5, 10], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]]
+
+
+def pairs() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Three layers of (1, 2, 10, 4)."""
+    generator = torch.Generator().manual_seed(0)
+    direction, *values = torch.randn(4, 1, 2, 10, 4, generator=generator)
+    keys = direction / direction.norm(dim=-1, keepdim=True) * torch.tensor(NORMS)[..., None]
+    return [(keys, value) for value in values]
+
+
+FUNCTIONS = [
+    (streaming_llm_compress, {"start_size": 1, "recent_size": 2}, [[0, 8, 9], [0, 8, 9]], ()),
+    (recent_only_compress, {"window_size": 2}, [[8, 9], [8, 9]], ()),
+    (l2_compress, {"keep_ratio": 0.2, "prune_after": 5}, [[3, 5], [0, 1]], (0, 1)),
+    (
+        fix_size_l2_compress,
+        {"fix_kv_size": 4, "keep_ratio": 0.5, "skip_layers": [2]},
+        [[3, 5, 8, 9], [0, 1, 8, 9]],
+        (2,),
+    ),
+]
+
+
+@pytest.mark.parametrize(("function", "arguments", "kept", "skipped"), FUNCTIONS)
+@pytest.mark.parametrize("kind", [list, tuple, DynamicCache])
+def test_functions(kind, function, arguments, kept, skipped):
+    given_pairs = kind(pairs())
+    result = function(given_pairs, **arguments)
+    assert type(result) is kind
+    if kind is DynamicCache:
+        assert result is given_pairs
+        result = [(layer.keys, layer.values) for layer in result.layers]
+    else:  # what was given is left alone
+        assert all(key.shape[2] == 10 for key, _ in given_pairs)
+    for layer, ((key, value), before) in enumerate(zip(result, pairs(), strict=True)):
+        index = [range(10)] * 2 if layer in skipped else kept
+        for now, then in ((key, before[0]), (value, before[1])):
+            assert now.shape[2] == len(index[0])
+            for head in range(2):
+                assert torch.equal(now[0, head], then[0, head, list(index[head])])
+
+
+def test_functions_leave_an_empty_cache_alone_and_refuse_anything_else():
+    assert recent_only_compress([], 2) == []
+    assert recent_only_compress(DynamicCache(), 2).get_seq_length() == 0
+    with pytest.raises(TypeError, match="past_key_values is a Tensor: allowed are a list or tuple"):
+        recent_only_compress(torch.zeros(1, 2, 10, 4), 2)
+
+
+def test_methods_by_name():
+    functions = {
+        "streaming_llm": streaming_llm_compress,
+        "recent_only": recent_only_compress,
+        "l2_compress": l2_compress,
+        "fix_size_l2": fix_size_l2_compress,
+    }
+    assert list_methods() == list(functions)
+    assert {name: get_compress_fn(name) for name in functions} == functions
+    with pytest.raises(ValueError, match=r"'h2o': allowed are \['streaming_llm', 'recent_only'"):
+        get_compress_fn("h2o")
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "told"),
+    [
+        (StreamingLLM, {"start_size": -1}, "start_size=-1: allowed is an int >= 0"),
+        (StreamingLLM, {"start_size": 4.0}, "start_size=4.0: allowed is an int >= 0"),
+        (StreamingLLM, {"recent_size": 0}, "recent_size=0: allowed is an int >= 1"),
+        (RecentOnly, {"window_size": 0}, "window_size=0: allowed is an int >= 1"),
+        (RecentOnly, {"window_size": True}, "window_size=True: allowed is an int >= 1"),
+        (L2Compress, {"keep_ratio": 0.0}, "keep_ratio=0.0: allowed is 0 < keep_ratio <= 1"),
+        (L2Compress, {"keep_ratio": 1.5}, "keep_ratio=1.5: allowed is 0 < keep_ratio <= 1"),
+        (L2Compress, {"keep_ratio": math.nan}, "keep_ratio=nan: allowed is 0 < keep_ratio <= 1"),
+        (L2Compress, {"prune_after": -1}, "prune_after=-1: allowed is an int >= 0"),
+        (FixSizeL2, {"fix_kv_size": 0}, "fix_kv_size=0: allowed is an int >= 1"),
+        (FixSizeL2, {"keep_ratio": -0.1}, "keep_ratio=-0.1: allowed is 0 <= keep_ratio <= 1"),
+        (FixSizeL2, {"keep_ratio": 1.01}, "keep_ratio=1.01: allowed is 0 <= keep_ratio <= 1"),
+        (FixSizeL2, {"strategy": "low"}, "strategy='low': allowed is one of ('keep_low', 'keep_h"),
+    ],
+)
+def test_bad_parameters(method, arguments, told):
+    functions = dict(zip(list_methods(), (f for f, *_ in FUNCTIONS), strict=True))
+    for make in (method, lambda **kwargs: functions[method.name](pairs(), **kwargs)):
+        with pytest.raises(ValueError) as refusal:  # noqa: PT011
+            make(**arguments)
+        assert told in str(refusal.value)
+
+
+WORDS = " ".join(f"w{number}" for number in tiny_ids(40, seed=5).tolist())
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    words = Tokenizer(models.WordLevel({f"w{number}": number for number in range(61)}, "w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0")
+
+
+def test_compress_functions_of_ours_are_evaluated_as_their_method(tokenizer):
+    model, ids = cached_model("neox_25"), tiny_ids(40, seed=5)
+    own = evaluate_with_compression(
+        model, tokenizer, WORDS, streaming_llm_compress, {"start_size": 2, "recent_size": 6}, 8
+    )
+    assert torch.equal(own.nll, evaluate(model, ids, StreamingLLM(2, 6), 8).nll)
+    dense = evaluate_with_compression(model, tokenizer, WORDS, max_tokens=21, chunk_size=8)
+    assert torch.equal(dense.nll, evaluate(model, ids[:21], None, 8).nll)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_foreign_compress_functions_see_original_positions(tokenizer, family):
+    def keep_last(pairs, count):
+        assert isinstance(pairs, list)
+        return [(key[:, :, -count:], value[:, :, -count:]) for key, value in pairs]
+
+    model, ids = cached_model(family), tiny_ids(40, seed=5)
+    result = evaluate_with_compression(model, tokenizer, WORDS, keep_last, {"count": 7}, 1)
+    expected = evaluate(model, ids, RecentOnly(7), 1, "original")
+    assert (result.nll - expected.nll).abs().max() < 5e-5
+    assert result.cache_lengths == [7, 7]
+
+
+def test_foreign_compress_functions_that_cut_layers_unlike(tokenizer):
+    def cut_last_layer(pairs):
+        return [pairs[0], *recent_only_compress(pairs[1:], 3)]
+
+    model, ids = cached_model("neox_25"), tiny_ids(40, seed=5)
+    result = evaluate_with_compression(model, tokenizer, WORDS, cut_last_layer, chunk_size=1)
+    expected = literal_scattered(
+        model, ids, lambda norms, layer: range(len(norms))[-3 if layer else 0 :], "original"
+    )
+    assert (result.nll - nll_of(expected, ids)).abs().max() < 5e-5
+    with pytest.raises(ValueError, match="chunk_size=4: allowed is 1 for layers cut unlike"):
+        evaluate_with_compression(model, tokenizer, WORDS, cut_last_layer, chunk_size=4)

@@ -1,0 +1,144 @@
+"""Attention maps and sinks, what an evaluation says, intervals and summaries."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from reference import FAMILIES, VOCAB, cached_model, project, rotate, tiny_ids, tiny_model
+
+from lib import Evaluation, StreamingLLM, attention_maps, evaluate, sink_strength
+from lib.stats import by_position, log_edges, mean_ci, ppl_ci, ppl_ratio_ci, summarise
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_maps(family):
+    model, ids = cached_model(family), tiny_ids(2, 20)
+    maps = attention_maps(model, ids)
+    heads = model.config.num_attention_heads
+    assert maps.shape == (2, 2, heads, 20, 20)
+    assert (maps.sum(-1) - 1).abs().max() < 1e-6
+    assert maps.triu(1).abs().max() == 0
+    # a token of the past is seen as it was: a shorter text has the same maps
+    assert (attention_maps(model, ids[:, :9]) - maps[..., :9, :9]).abs().max() < 1e-5
+    assert attention_maps(model, ids[0]).shape == (2, 1, heads, 20, 20)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_maps_of_the_first_layer_by_hand(family):
+    model, ids = cached_model(family), tiny_ids(12)
+    config, layer = model.config, model.base_model.layers[0]
+    projected = [project(layer, x, config)[:2] for x in model.get_input_embeddings()(ids)]
+    maps = attention_maps(model, ids)[0, 0]
+    for t, (query, _) in enumerate(projected):
+        for head in range(len(query)):
+            scores = []
+            for j, (_, key) in enumerate(projected[: t + 1]):
+                turned = rotate(query[head : head + 1], [t - j], config).flatten()
+                scores.append(turned @ key[head * len(key) // len(query)] / len(turned) ** 0.5)
+            expected = torch.stack(scores).softmax(0)
+            assert (maps[head, t, : t + 1] - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("family", ["neox_25", "llama_gqa"])
+def test_sink_strength(family):
+    model, ids, num_keys = cached_model(family), tiny_ids(3, 16), 5
+    maps = attention_maps(model, ids)
+    strength = sink_strength(model, ids, num_keys)
+    heads = model.config.num_attention_heads
+    assert strength.shape == (2, heads, num_keys)
+    for layer in range(2):
+        for head in range(heads):
+            for key in range(num_keys):
+                received = [
+                    maps[layer, row, head, query, key].item()
+                    for row in range(3)
+                    for query in range(key, 16)
+                ]
+                expected = sum(received) / len(received)
+                assert strength[layer, head, key].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_attention_is_restored_after_an_error_too():
+    model = tiny_model("neox_25")
+    model.set_attn_implementation("sdpa")
+    attention_maps(model, tiny_ids(5))
+    assert model.config._attn_implementation == "sdpa"
+    with pytest.raises(IndexError):
+        attention_maps(model, torch.tensor([VOCAB]))
+    assert model.config._attn_implementation == "sdpa"
+    with pytest.raises(IndexError):
+        evaluate(model, torch.tensor([1, VOCAB, 2]), StreamingLLM(1, 2))
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_evaluation():
+    nll = torch.tensor([[0.0, math.log(4)], [math.log(4), math.log(16)]])
+    correct = torch.tensor([[True, False], [False, False]])
+    result = Evaluation(nll, correct, cache_lengths=[9, 4])
+    assert result.ppl == pytest.approx(4.0)  # the geometric mean of 1, 4, 4 and 16
+    assert result.accuracy == 0.25
+    assert result.cache_length == 9
+
+
+def test_mean_ci():
+    assert mean_ci([3.0]) == pytest.approx((3.0, math.nan, math.nan), nan_ok=True)
+    assert mean_ci([2.0, 2.0, 2.0]) == (2.0, 2.0, 2.0)
+    values = np.random.default_rng(0).normal(5, 2, 400)
+    mean, low, high = mean_ci(values)
+    assert mean == pytest.approx(values.mean())
+    # for many values the bootstrap is the normal interval
+    error = 1.96 * values.std() / 20
+    assert (mean - low, high - mean) == pytest.approx((error, error), rel=0.15)
+    assert mean_ci(values) == (mean, low, high)
+    _, narrow, wide = mean_ci(values, level=0.5)
+    assert wide - narrow == pytest.approx((high - low) * 0.674 / 1.96, rel=0.15)
+    # two values: every resample's mean is one of 0, 1, 2, and a quarter of them each extreme
+    assert mean_ci([0.0, 2.0]) == (1.0, 0.0, 2.0)
+
+
+def test_perplexity_intervals():
+    nll = torch.tensor([[1.0, 3.0], [2.0, 2.0]])
+    assert ppl_ci(nll) == pytest.approx((math.e**2,) * 3)
+    base = torch.tensor([[0.0, 2.0], [1.0, 1.0]])
+    assert ppl_ratio_ci(nll, base) == pytest.approx((math.e,) * 3)
+    low = torch.tensor([[0.0, 0.0], [2.0, 2.0]])
+    assert ppl_ci(low) == pytest.approx((math.e, 1.0, math.e**2))
+
+
+def test_by_position():
+    nll = torch.cat((torch.zeros(2, 4), torch.full((2, 12), math.log(3))), dim=1)
+    nll[1, 4:] = math.log(27)
+    table = by_position(nll, np.array([0, 4, 16]))
+    assert table.position.tolist() == pytest.approx([2.0, 8.0])
+    assert table.ppl.tolist() == pytest.approx([1.0, 9.0])
+    assert table.ppl_low.tolist() == pytest.approx([1.0, 3.0])
+    assert table.ppl_high.tolist() == pytest.approx([1.0, 27.0])
+
+
+def test_by_position_of_one_text_has_an_interval_over_its_stretches():
+    nll = torch.tensor([0.0, 2.0]).repeat_interleave(32)[None]
+    (row,) = by_position(nll, np.array([0, 64])).to_dict("records")
+    assert row["ppl"] == pytest.approx(math.e)
+    # 16 stretches, half of them 0 and half of them 2: the standard error of the mean is 1/4
+    low, high = math.log(row["ppl_low"]), math.log(row["ppl_high"])
+    assert (low, high) == pytest.approx((0.5, 1.5), abs=0.13)
+
+
+def test_log_edges():
+    assert log_edges(16, 128, per_octave=1).tolist() == [16, 32, 64, 128]
+    edges = log_edges(1, 1000, per_octave=4)
+    assert (edges[0], edges[-1]) == (1, 1000)
+    assert (np.diff(edges) > 0).all()
+
+
+def test_summarise():
+    runs = pd.DataFrame(
+        {"method": ["b", "a", "b", "b", "b", "b"], "x": [1.0, 7.0, 5.0, 3.0, 2.0, 4.0]}
+    )
+    expected = pd.DataFrame(
+        {"method": ["b", "a"], "n": [5, 1], "x": [3, 7.0], "x_q1": [2, 7.0], "x_q3": [4, 7.0]}
+    )
+    pd.testing.assert_frame_equal(summarise(runs, ["method"], ["x"]), expected)
