@@ -88,6 +88,16 @@ def test_a_finished_run_is_read_and_can_be_prolonged(tmp_path, monkeypatch):
         train(replace(RECIPE, phases=[PHASES[1], PHASES[0]]), TOKENS, TOKENS, tmp_path)
 
 
+@pytest.mark.parametrize("change", [{"lr": 0.5}, {"context": 40}, {"steps": 1}])
+def test_a_phase_under_way_stays_as_it_was(tmp_path, monkeypatch, change):
+    interrupt_after(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(RECIPE, TOKENS, TOKENS, tmp_path)
+    other = replace(RECIPE, phases=[replace(PHASES[0], **change), PHASES[1]])
+    with pytest.raises(ValueError, match="2 steps of phase 0; use another run_name"):
+        train(other, TOKENS, TOKENS, tmp_path)
+
+
 def test_learning_rates(tmp_path, monkeypatch):
     """Warm-up, then a straight line; Muon has the matrices inside the layers only."""
     seen = {"AdamW": [], "Muon": []}
