@@ -128,12 +128,12 @@ class WindowLayer(_Layer):
         return keys, values
 
     def _make_room(self, n: int) -> None:
-        """Move to a new buffer when the slots to the right are used up."""
-        if self.first + self.length + n <= self.keys.shape[2]:
+        """Move to a new buffer when slots run out, or when a long step has left far too many."""
+        B, H, slots, D = self.keys.shape
+        needed = self.length + n + SPARE_SLOTS
+        if self.first + self.length + n <= slots <= needed + SPARE_SLOTS:
             return
-        held = slice(self.first, self.first + self.length)
-        B, H, _, D = self.keys.shape
-        slots = self.length + n + SPARE_SLOTS
+        held, slots = slice(self.first, self.first + self.length), needed
         old, self.first = (self.keys, self.values), 0
         self.keys = old[0].new_empty(B, H, slots, D)
         self.values = old[1].new_empty(B, H, slots, old[1].shape[-1])
