@@ -10,7 +10,8 @@ from .cache import window_of
 from .compressors import Compressor, FixSizeL2, L2Compress, RecentOnly, StreamingLLM
 from .compressors.base import require, require_int
 from .perplexity import Evaluation, evaluate
-from .stats import mean_ci, ppl_ci, ppl_ratio_ci
+from .speed import change_against
+from .stats import mean_ci, ppl_ci, ppl_ratio_ci, summarise
 
 BASELINE = "baseline"
 GROUPS = ("recent_only", "streaming", "l2_compress", "fix_l2_low", "fix_l2_high", "fix_l2_random")
@@ -101,3 +102,43 @@ def quality_table(results: Mapping[str, Evaluation]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def ratio_table(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> pd.DataFrame:
+    """Perplexity of each NLL and its ratio to another on the same tokens, 95% intervals over texts.
+
+    `pairs` gives (nll, other nll), each (texts, tokens), by the name of the row.
+    """
+    rows = []
+    for name, (nll, other) in pairs.items():
+        ppl, ppl_low, ppl_high = ppl_ci(nll)
+        ratio, low, high = ppl_ratio_ci(nll, other)
+        row = {"method": name, "ppl": ppl, "ppl_low": ppl_low, "ppl_high": ppl_high}
+        row |= {"ratio": ratio, "ratio_low": low, "ratio_high": high}
+        rows.append(row | {"n_texts": len(nll), "n_tokens": nll.numel()})
+    return pd.DataFrame(rows)
+
+
+def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Cost of each method over the repeats of `lib.speed.measure` at one context length.
+
+    Median and quartiles of TPOT and throughput and of their change against baseline, cache in MiB.
+    """
+    runs = runs.copy()
+    for column in ("tpot_ms", "throughput"):
+        runs[f"{column}_change_%"] = change_against(runs, column, BASELINE)
+    columns = ["tpot_ms", "throughput", "tpot_ms_change_%", "throughput_change_%"]
+    cost = summarise(runs, ["method"], columns).rename(columns={"n": "n_repeats"})
+    return cost.assign(cache_mib=cost.method.map(runs.groupby("method").cache_mib.first()))
+
+
+def by_group(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with the parts of its row names, `group` and `budget`, and the ratio to baseline."""
+    change, low, high = (table[f"ppl_change_{x}"] for x in ("%", "low", "high"))
+    return table.assign(
+        group=table.method.str.replace(r"_\d+$", "", regex=True),
+        budget=pd.to_numeric(table.method.str.extract(r"_(\d+)$")[0]),
+        ratio=1 + change / 100,
+        ratio_low=1 + low / 100,
+        ratio_high=1 + high / 100,
+    )

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from .compressors import Compressor, RecentOnly, StreamingLLM
 from .perplexity import evaluate
-from .plots import WIDTH, method_color
+from .plots import WIDTH, mark, method_color
 from .stats import by_position, log_edges
 
 SHOWN = 96  # queries and keys in the picture of what is kept
@@ -67,9 +67,9 @@ class Explorer:
     def draw(self, start_size: int, recent_size: int) -> Figure:
         """What is kept, NLL by position, and the perplexity over the whole text."""
         results = self.compare(start_size, recent_size)
-        fig, axes = plt.subplot_mosaic(
-            [["kept", "ppl"], ["nll", "nll"]], figsize=(WIDTH, 7), layout="constrained"
-        )
+        fig = plt.figure(figsize=(WIDTH, 7), layout="constrained")
+        plt.close(fig)  # shown by whoever asked for it
+        axes = fig.subplot_mosaic([["kept", "ppl"], ["nll", "nll"]])
         self._draw_kept(axes["kept"], start_size, recent_size)
         self._draw_ppl(axes["ppl"], results)
         self._draw_nll(axes["nll"], results, start_size + recent_size)
@@ -102,8 +102,7 @@ class Explorer:
         for label, (name, nll) in zip(labels, results.items(), strict=True):
             curve = by_position(nll[None], edges)
             ax.plot(curve.position, np.log(curve.ppl), label=label, color=method_color(name))
-        ax.axvline(budget, color="#777777", linewidth=1, linestyle=":")
-        ax.text(budget, ax.get_ylim()[1], " cache full", va="top", fontsize=10, color="#555555")
+        mark(ax, budget, "cache full")
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
         ax.set(xlabel="position (tokens)", ylabel="NLL (nats per token)")
@@ -121,10 +120,7 @@ class Explorer:
         picture = widgets.Image(format="png", width=800)
 
         def redraw(_=None):
-            with plt.ioff():
-                fig = self.draw(sinks.value, window.value)
-            picture.value = _png(fig)
-            plt.close(fig)
+            picture.value = _png(self.draw(sinks.value, window.value))
 
         for slider in (sinks, window):
             slider.observe(redraw, names="value")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -13,6 +14,13 @@ from matplotlib.ticker import LogLocator, NullFormatter
 BLACK, ORANGE, SKY, GREEN = "#222222", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#8C8C8C"
 WIDTH = 7.5  # inches; at 150 dpi a README shows it at about 3/4 of its size
+
+
+def subplots(*args, **kwargs) -> tuple:
+    """`plt.subplots`, shown only by a cell that ends with the figure, not half-done on the way."""
+    fig, axes = plt.subplots(*args, **kwargs)
+    plt.close(fig)
+    return fig, axes
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,8 @@ METHODS = {
     "fix_size_l2": MethodStyle(PURPLE, "P"),
 }
 _OTHER = MethodStyle(GREY, "X")
+# The strategies of one method share its colour
+LINES = {"fix_l2_high": "--", "fix_l2_random": ":"}
 # A row's name is a short form of the method with its budget behind it, as in `streaming_512`
 _SHORT = {"dense": "baseline", "window": "recent_only", "streaming": "streaming_llm"}
 _SHORT |= {"l2": "l2_compress", "fix_l2": "fix_size_l2"}
@@ -82,6 +92,45 @@ def use_style() -> None:
             "image.cmap": "viridis",
         }
     )
+
+
+def method_line(ax: Axes, part: pd.DataFrame, x: str, y: str, label: str, shift: float = 0) -> None:
+    """One method's line with bars for its spread: columns `x`, `y` and `<y>_low`, `<y>_high`.
+
+    `shift` moves it by a share of `x`, so that bars at the same place can be told apart.
+    """
+    style = method_style(label)
+    spread = [part[y] - part[f"{y}_low"], part[f"{y}_high"] - part[y]]
+    ax.errorbar(
+        part[x] * (1 + shift),
+        part[y],
+        spread,
+        label=label,
+        capsize=2,
+        elinewidth=1,
+        color=style.color,
+        marker=style.marker,
+        linestyle=LINES.get(label, "-"),
+    )
+
+
+def method_band(ax: Axes, part: pd.DataFrame, x: str, y: str, label: str, name: str) -> None:
+    """One method's line with a band for its spread: columns `x`, `y`, `<y>_low`, `<y>_high`.
+
+    `name` is the method, which gives the look; without the columns of a spread no band is drawn.
+    """
+    style = method_style(name)
+    ax.plot(part[x], part[y], color=style.color, marker=style.marker, label=label)
+    if f"{y}_low" in part:
+        low, high = part[f"{y}_low"], part[f"{y}_high"]
+        ax.fill_between(part[x], low, high, color=style.color, alpha=0.15, linewidth=0)
+
+
+def mark(ax: Axes, x: float, text: str) -> None:
+    """A dotted vertical line at `x` with a word at its top."""
+    ax.axvline(x, color="#777777", linewidth=1, linestyle=":")
+    place = ax.get_xaxis_transform()
+    ax.text(x, 0.99, f" {text}", transform=place, va="top", fontsize=10, color="#555555")
 
 
 def plain_log(axis: Axis) -> None:
