@@ -89,19 +89,15 @@ def _flatness(model, stream, budget: int) -> tuple:
     """Perplexity of the second half of a long stream over the first.
 
     The text itself changes, so both are taken relative to the model's own perplexity on the same
-    tokens in fresh texts of one budget.
+    tokens in fresh texts of one budget, for every fourth such text.
     """
     nll = evaluate(model, stream, StreamingLLM(4, budget - 4), desc="stream").nll
-    fresh = _fresh(model, stream, budget)
-    gap = (nll[: fresh.numel()] - fresh.flatten()).view(2, -1).double().mean(-1)
-    ratio = float((gap[1] - gap[0]).exp())
+    count = (len(stream) - 1) // (8 * budget) * 8
+    rows = stream[1 : 1 + count * budget].view(count, budget)[::4]
+    texts = torch.cat((stream[:1].expand(len(rows), 1), rows), dim=1)
+    fresh = torch.cat([evaluate(model, part).nll for part in texts.split(64)])
+    gap = nll[: count * budget].view(count, budget)[::4] - fresh
+    first, second = gap.double().view(2, -1).mean(-1)
+    ratio = float((second - first).exp())
     name = "second half of the stream over first, sinks + window"
     return (name, ratio, float("nan"), float("nan"), len(stream))
-
-
-def _fresh(model, stream, budget: int) -> torch.Tensor:
-    """NLL of the same tokens read in separate texts, each with the text's first token in front."""
-    count = (len(stream) - 1) // (2 * budget) * 2
-    rows = stream[1 : 1 + count * budget].view(count, budget)
-    texts = torch.cat((stream[:1].expand(count, 1), rows), dim=1)
-    return torch.cat([evaluate(model, part).nll for part in texts.split(64)])
