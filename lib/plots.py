@@ -143,7 +143,7 @@ def plain_log(axis: Axis) -> None:
 
 def figure_title(fig: Figure, text: str) -> None:
     """A title over all panels, in the place and weight of a single panel's."""
-    fig.suptitle(text, x=0.02, ha="left", fontsize=13, weight="semibold")
+    fig.suptitle(text, x=0.02, ha="left", fontsize=13, weight="bold")
 
 
 def label_line_ends(ax: Axes, gap: float = 0.06) -> None:
