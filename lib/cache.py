@@ -241,7 +241,7 @@ class CompressedCache(Cache):
     """
 
     def __init__(self, model, compressor: Compressor, positions: str = "in_cache"):
-        require(positions in POSITIONS, "positions", positions, f"one of {POSITIONS}")
+        check_method(compressor, positions)
         self.compressor = copy.deepcopy(compressor)
         self.positions = positions
         self.rope = find_rope(model) if positions == "in_cache" else None
@@ -317,6 +317,26 @@ def window_of(compressor: Compressor) -> Window | None:
     if isinstance(compressor, RecentOnly):
         return Window(0, compressor.window_size)
     return None
+
+
+def check_method(compressor, positions: str) -> None:
+    """Raise a ValueError unless these are a compressor (or None) and a way to count positions."""
+    ok = compressor is None or isinstance(compressor, Compressor)
+    require(ok, "compressor", compressor, "None or a Compressor such as StreamingLLM(4, 508)")
+    require(positions in POSITIONS, "positions", positions, f"one of {POSITIONS}")
+
+
+def check_ids(model, input_ids: torch.Tensor, shortest: int) -> torch.Tensor:
+    """Token ids as (B, T) on the model's device, or a ValueError."""
+    tensor = isinstance(input_ids, torch.Tensor) and input_ids.dtype in (torch.int64, torch.int32)
+    require(tensor, "input_ids", type(input_ids).__name__, "a tensor of whole numbers")
+    shape = tuple(input_ids.shape)
+    ok = len(shape) in (1, 2) and input_ids.numel() and shape[-1] >= shortest
+    require(ok, "input_ids.shape", shape, f"(T,) or (B, T) with T >= {shortest}")
+    vocabulary = model.config.get_text_config().vocab_size
+    low, high = int(input_ids.min()), int(input_ids.max())
+    require(low >= 0 and high < vocabulary, "input_ids", (low, high), f"ids in 0..{vocabulary - 1}")
+    return (input_ids[None] if input_ids.ndim == 1 else input_ids).to(model.device)
 
 
 def held_lengths(cache: Cache) -> list[int]:

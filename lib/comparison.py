@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from .cache import window_of
 from .compressors import Compressor, FixSizeL2, L2Compress, RecentOnly, StreamingLLM
 from .compressors.base import require, require_int
 from .perplexity import Evaluation, evaluate
+from .progress import progress
 from .speed import change_against
 from .stats import mean_ci, ppl_ci, ppl_ratio_ci, summarise
 
@@ -22,7 +22,9 @@ def at_budget(
 ) -> Compressor:
     """The method of a group, such that a compressed layer keeps at most `budget` tokens.
 
-    `l2_compress` keeps 80% whenever it exceeds the budget.
+    `l2_compress` keeps 80% whenever it holds more than the budget: that stays within the budget for
+    steps of up to a quarter of it, and after a long prompt takes several steps to come down to it.
+    Layers in `skip_layers` keep everything.
     """
     require(group in GROUPS, "method", group, f"one of {GROUPS}")
     require_int("budget", budget, start_size + 1)
@@ -48,16 +50,20 @@ def experiment(
     return rows
 
 
-def texts_of(tokens: torch.Tensor, num_texts: int, length: int) -> torch.Tensor:
+def texts_of(
+    tokens: torch.Tensor, num_texts: int, length: int, bos_token_id: int | None = None
+) -> torch.Tensor:
     """`num_texts` non-overlapping stretches spread evenly over `tokens` (T,): (num_texts, length).
 
-    Each begins with the text's first token, as the model's training sequences did.
+    Where `tokens` begins with `bos_token_id`, so does each text, in place of its first token.
     """
     needed = num_texts * length
     require(len(tokens) >= needed, "tokens", len(tokens), f"num_texts * length = {needed} or more")
-    stride = (len(tokens) - 1) // num_texts
-    rows = [tokens[1 + i * stride : i * stride + length] for i in range(num_texts)]
-    return torch.stack([torch.cat((tokens[:1], row)) for row in rows])
+    stride = len(tokens) // num_texts
+    texts = torch.stack([tokens[i * stride : i * stride + length] for i in range(num_texts)])
+    if tokens[0] == bos_token_id:
+        texts[:, 0] = bos_token_id
+    return texts
 
 
 def quality(
@@ -67,8 +73,12 @@ def quality(
 
     Position-only methods run in chunks of 512: their result does not depend on it.
     """
+    for name, method in methods.items():
+        if isinstance(method, L2Compress):
+            most = method.prune_after // 4
+            require(chunk_size <= most, "chunk_size", chunk_size, f"at most {most} for {name}")
     results = {}
-    for name, method in tqdm(methods.items(), desc="quality", disable=None):
+    for name, method in progress(methods.items(), desc="quality"):
         exact = method is None or window_of(method) is not None
         results[name] = evaluate(model, texts, method, 512 if exact else chunk_size)
     return results
@@ -95,9 +105,9 @@ def quality_table(results: Mapping[str, Evaluation]) -> pd.DataFrame:
                 "ppl_change_low": 100 * (ratio_low - 1),
                 "ppl_change_high": 100 * (ratio_high - 1),
                 "accuracy_%": 100 * result.accuracy,
-                "accuracy_change_points": 100 * gain,
-                "accuracy_change_low": 100 * gain_low,
-                "accuracy_change_high": 100 * gain_high,
+                "accuracy_change_%": 100 * gain / base.accuracy,
+                "accuracy_change_low": 100 * gain_low / base.accuracy,
+                "accuracy_change_high": 100 * gain_high / base.accuracy,
                 "tokens_held": sum(result.cache_lengths) / len(result.cache_lengths),
             }
         )
@@ -120,16 +130,17 @@ def ratio_table(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> pd.Da
 
 
 def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Cost of each method over the repeats of `lib.speed.measure` at one context length.
+    """Cost of each method and context length over the repeats of `lib.speed.measure`.
 
-    Median and quartiles of TPOT and throughput and of their change against baseline, cache in MiB.
+    Median and quartiles of TPOT and throughput and of their change against baseline; MiB allocated.
     """
     runs = runs.copy()
     for column in ("tpot_ms", "throughput"):
         runs[f"{column}_change_%"] = change_against(runs, column, BASELINE)
     columns = ["tpot_ms", "throughput", "tpot_ms_change_%", "throughput_change_%"]
-    cost = summarise(runs, ["method"], columns).rename(columns={"n": "n_repeats"})
-    return cost.assign(cache_mib=cost.method.map(runs.groupby("method").cache_mib.first()))
+    cost = summarise(runs, ["context", "method"], columns).rename(columns={"n": "n_repeats"})
+    allocated = runs.groupby(["context", "method"]).cache_mib.first().reset_index()
+    return cost.merge(allocated, on=["context", "method"])
 
 
 def by_group(table: pd.DataFrame) -> pd.DataFrame:

@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from .paths import atomic_path, cache_dir
+from .progress import progress
 
 # import name -> distribution name, in reading order
 HELDOUT = {"networkx": "networkx", "sympy": "sympy"}
@@ -113,7 +112,7 @@ def docs_text(split: str = "heldout") -> str:
     path = cache_dir() / "text" / f"docs-{split}-{key}.txt"
     if not path.exists():
         seen: set[bytes] = set()
-        bar = tqdm(packages, desc=f"reading docstrings ({split})", disable=None)
+        bar = progress(packages, desc=f"reading docstrings ({split})")
         text = "\n".join(_package_text(package, seen) for package in bar)
         with atomic_path(path) as temporary:
             # lone surrogates can't be written as UTF-8; one package's tests hold some

@@ -7,24 +7,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from .compressors import Compressor, RecentOnly, StreamingLLM
 from .perplexity import evaluate
 from .plots import WIDTH, mark, method_color
 from .stats import by_position, log_edges
-
-SHOWN = 96  # queries and keys in the picture of what is kept
-
-
-def seen_tokens(length: int, start_size: int, recent_size: int) -> np.ndarray:
-    """Which keys (columns) each query (rows) sees: (length, length); 2 sink, 1 recent, 0 not."""
-    query, key = np.arange(length)[:, None], np.arange(length)[None]
-    causal = key <= query
-    sink = causal & (key < start_size)
-    recent = causal & (key >= query - recent_size)
-    return np.where(sink, 2, np.where(recent, 1, 0))
 
 
 class Explorer:
@@ -76,16 +64,16 @@ class Explorer:
         return fig
 
     def _draw_kept(self, ax, start_size: int, recent_size: int) -> None:
-        # scaled down to SHOWN tokens, so that a wide window still shows its shape
         length = len(self.tokens)
-        scale = length / SHOWN
-        sinks = max(1, round(start_size / scale)) if start_size else 0
-        seen = seen_tokens(SHOWN, sinks, max(1, round(recent_size / scale)))
-        colors = ListedColormap(["#F2F2F2", "#9CC9E8", method_color("streaming_llm")])
-        ax.imshow(seen, cmap=colors, vmin=0, vmax=2, extent=(0, length, length, 0))
-        ax.grid(False)
-        ax.set(xlabel="key (token index)", ylabel="query (token index)")
-        ax.set_title(f"{start_size} sinks + {recent_size} recent")
+        query = np.array([0, min(recent_size, length), length])
+        first = np.maximum(query - recent_size, 0)
+        color = method_color("streaming_llm")
+        ax.fill_betweenx(query, first, query, color=color, alpha=0.4, linewidth=0, label="recent")
+        if start_size:  # outlined, so that a few sinks in a long text can be seen
+            ax.fill_betweenx([0, length], 0, start_size, color=color, linewidth=2, label="sinks")
+        ax.set(xlim=(0, length), ylim=(length, 0), xlabel="key (token)", ylabel="query (token)")
+        ax.set_title(f"Seen: {start_size} sinks + {recent_size} recent")
+        ax.legend(loc="upper right")
 
     def _draw_ppl(self, ax, results: dict[str, torch.Tensor]) -> None:
         ppl = {name: float(nll.double().mean().exp()) for name, nll in results.items()}
@@ -113,10 +101,9 @@ class Explorer:
         """Two sliders and the figure, redrawn when a slider is released."""
         most = max(2, len(self.tokens) // 2)
         style = {"continuous_update": False, "style": {"description_width": "initial"}}
+        recent_size = min(recent_size, most)
         sinks = widgets.IntSlider(start_size, 0, 16, description="sinks (tokens)", **style)
-        window = widgets.IntSlider(
-            min(recent_size, most), 1, most, description="window (tokens)", **style
-        )
+        window = widgets.IntSlider(recent_size, 1, most, description="window (tokens)", **style)
         picture = widgets.Image(format="png", width=800)
 
         def redraw(_=None):

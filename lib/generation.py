@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from .attention import NAME, attention_implementation
-from .cache import CompressedCache, cache_bytes, held_lengths
+from .cache import CompressedCache, cache_bytes, check_ids, check_method, held_lengths
 from .compressors import Compressor
 from .compressors.base import require, require_int
 
@@ -31,8 +31,8 @@ class Generation:
 
     @property
     def throughput(self) -> float:
-        """New tokens per second and sequence, prompt included."""
-        return (len(self.step_times) + 1) / (self.ttft + sum(self.step_times))
+        """Tokens decoded per second and sequence after the first, the prompt's time apart."""
+        return len(self.step_times) / sum(self.step_times) if self.step_times else float("nan")
 
 
 @torch.no_grad()
@@ -55,9 +55,8 @@ def generate(
     require_int("max_new_tokens", max_new_tokens, 1)
     require_int("prefill_chunk", prefill_chunk, 1)
     require(temperature >= 0, "temperature", temperature, ">= 0 (0 is greedy)")
-    require(input_ids.ndim in (1, 2), "input_ids.shape", tuple(input_ids.shape), "(T,) or (B, T)")
-    require(input_ids.shape[-1] >= 1, "input_ids.shape", tuple(input_ids.shape), "T >= 1")
-    ids = (input_ids[None] if input_ids.ndim == 1 else input_ids).to(model.device)
+    ids = check_ids(model, input_ids, 1)
+    check_method(compressor, positions)
     sampler = torch.Generator(model.device).manual_seed(seed)
     if compressor is None:
         cache, attention = DynamicCache(config=model.config), nullcontext()

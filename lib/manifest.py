@@ -1,6 +1,7 @@
-"""The manifest of the results: which notebook made a figure or table, and on what machine.
+"""The manifest of the results: what made a figure or table, and on what machine.
 
-`results/manifest.json` maps a file to its entry. It is written in one step, so it is always whole.
+`results/manifest.json` maps a file to its entry: caption, notebook, the run's parameters where they
+are not the defaults, and machine. It is written in one step, so it is always whole.
 """
 
 import json

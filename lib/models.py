@@ -1,15 +1,16 @@
 """Load a model by name: shipped, a local folder, a hub id, or a real shape with random weights."""
 
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
-from huggingface_hub import model_info, try_to_load_from_cache
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.utils import logging
 
-from .paths import MODELS
+from .compressors.base import require
+from .hub import ask_for_model
+from .paths import MODELS, local_path
 
 REFERENCE = "reference"
 RANDOM = "random:"
@@ -24,6 +25,7 @@ PYTHIA_SHAPES = {
     "EleutherAI/pythia-6.9b": (4096, 32, 32, 50432),
     "EleutherAI/pythia-12b": (5120, 36, 40, 50688),
 }
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 OFFLINE_CHOICES = (
     "'reference' (the shipped model), a local folder (config.json, *.safetensors, tokenizer), "
@@ -37,13 +39,17 @@ def load_model(name: str = REFERENCE, device: str | None = None, dtype: torch.dt
     `name`: "reference", a local folder, a hub id, or "random:" and a Pythia hub id (the tokenizer
     is then the reference model's). `device` defaults to the GPU if there is one, `dtype` to
     float32 on CPU and for the reference model, else to the checkpoint's own.
-    Only safetensors are read and remote code is never run. OSError if nothing is found.
+    Only safetensors are read and remote code is never run. A relative folder is looked for in the
+    working directory, then in the repository. ValueError on a wrong argument, OSError if nothing is
+    found.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _require_name(name)
+    device = _device(device)
+    require(dtype is None or dtype in DTYPES, "dtype", dtype, f"None or one of {list(DTYPES)}")
     if name.startswith(RANDOM):
         return _random_model(name.removeprefix(RANDOM), device, dtype), load_tokenizer(REFERENCE)
     if dtype is None:
-        dtype = torch.float32 if name == REFERENCE or device == "cpu" else "auto"
+        dtype = torch.float32 if name == REFERENCE or device.type == "cpu" else "auto"
     source = _source(name)
     try:
         with _no_progress_bar():
@@ -53,6 +59,21 @@ def load_model(name: str = REFERENCE, device: str | None = None, dtype: torch.dt
     except (OSError, SafetensorError) as error:
         raise _not_found(name) from error
     return model.to(device).eval(), load_tokenizer(name)
+
+
+def _require_name(name: str) -> None:
+    require(isinstance(name, str), "model name", name, f"a hub id, {OFFLINE_CHOICES}")
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """The device, by default the GPU if there is one; ValueError if it can't be used."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        usable = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise ValueError(f"device={device!r}: allowed here is one of {usable}") from error
 
 
 @contextmanager
@@ -69,6 +90,7 @@ def _no_progress_bar():
 
 def load_tokenizer(name: str = REFERENCE):
     """The tokenizer that belongs to `name`; OSError if nothing is found."""
+    _require_name(name)
     try:
         return AutoTokenizer.from_pretrained(_source(name), trust_remote_code=False)
     except OSError as error:
@@ -78,7 +100,7 @@ def load_tokenizer(name: str = REFERENCE):
 def _source(name: str) -> str:
     if name == REFERENCE:
         return str(MODELS / "reference")
-    folder = Path(name)
+    folder = local_path(name)
     if (folder / "config.json").is_file():
         # transformers would make up an empty tokenizer for a folder without one
         if not any((folder / file).is_file() for file in TOKENIZER_FILES):
@@ -87,9 +109,9 @@ def _source(name: str) -> str:
     if folder.is_dir() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise _not_found(name)  # no hub id: don't ask the network
     if try_to_load_from_cache(name, "config.json") is None:
-        try:  # one quick question, where loading itself would retry for half a minute
-            model_info(name, timeout=10)
-        except Exception as error:  # whatever the network library of the day raises
+        try:
+            ask_for_model(name)
+        except OSError as error:
             raise _not_found(name) from error
     return name
 
@@ -101,7 +123,7 @@ def _not_found(name: str) -> OSError:
     )
 
 
-def _random_model(shape: str, device: str, dtype: torch.dtype | None):
+def _random_model(shape: str, device: torch.device, dtype: torch.dtype | None):
     if shape not in PYTHIA_SHAPES:
         raise ValueError(f"random:{shape}: allowed are {[RANDOM + s for s in PYTHIA_SHAPES]}")
     hidden, layers, heads, vocabulary = PYTHIA_SHAPES[shape]
@@ -117,7 +139,7 @@ def _random_model(shape: str, device: str, dtype: torch.dtype | None):
             "rope_theta": 10000.0,
             "partial_rotary_factor": 0.25,
         },
-        dtype=dtype or (torch.float32 if device == "cpu" else torch.bfloat16),
+        dtype=dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16),
     )
     before = torch.get_default_dtype()
     torch.set_default_dtype(config.dtype)

@@ -76,16 +76,18 @@ def _install(cli: ModuleType) -> None:
         if not ours or options["help_notebook"]:
             return run_papermill(notebook_path=notebook_path, output_path=output_path, **options)
         notebook = Path(notebook_path)
-        options = _check_options(cli, notebook, options)
+        checked, options = _check_options(cli, notebook, options)
         if options["prepare_only"]:  # nothing is run, so no result is replaced
             return run_papermill(notebook_path=notebook_path, output_path=output_path, **options)
-        return _run_staged(run_papermill, notebook, output_path, options)
+        return _run_staged(run_papermill, notebook, output_path, options, checked)
 
     command.callback = run
 
 
-def _check_options(cli: ModuleType, notebook: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """The options with all the ways to give parameters replaced by one, holding checked values."""
+def _check_options(
+    cli: ModuleType, notebook: Path, options: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Checked parameters, and the options with all the ways to give them replaced by one."""
     try:
         given = _given_parameters(cli, notebook.stem, options)
         checked = params.check(params.read_contract(notebook), given)
@@ -93,7 +95,7 @@ def _check_options(cli: ModuleType, notebook: Path, options: dict[str, Any]) -> 
         raise _refusal(f"{notebook.name}: {error}") from error
     encoded = base64.b64encode(yaml.safe_dump(checked, sort_keys=False).encode())
     emptied = dict.fromkeys(("parameters", "parameters_raw", "parameters_file", "parameters_yaml"))
-    return options | emptied | {"parameters_base64": (encoded,) if checked else ()}
+    return checked, options | emptied | {"parameters_base64": (encoded,) if checked else ()}
 
 
 def _given_parameters(cli: ModuleType, stem: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -121,10 +123,14 @@ def _refusal(message: str) -> click.ClickException:
 
 
 def _run_staged(
-    run_papermill: Callable[..., None], notebook: Path, output_path: str, options: dict[str, Any]
+    run_papermill: Callable[..., None],
+    notebook: Path,
+    output_path: str,
+    options: dict[str, Any],
+    checked: dict[str, Any],
 ) -> None:
     try:
-        with staging.staged_run(notebook) as copy:
+        with staging.staged_run(notebook, checked) as copy:
             output = output_path or str(copy)
             run_papermill(notebook_path=str(notebook), output_path=output, **options)
     except Exception as error:

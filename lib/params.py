@@ -15,9 +15,12 @@ import json
 import math
 import re
 import reprlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from lib.paths import NOTEBOOKS
 
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 _RANGE = re.compile(rf"\s*({_NUMBER})?\s*\.\.\s*({_NUMBER})?\s*")
@@ -144,11 +147,21 @@ def check(contract: list[Parameter], given: dict[str, Any]) -> dict[str, Any]:
     known = {parameter.name: parameter for parameter in contract}
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            suggestion = f"; did you mean {near[0]}?" if near else ""
-            takes = ", ".join(known) or "none"
-            raise ParameterError(f"unknown parameter {name}{suggestion} (parameters: {takes})")
+            raise ParameterError(f"unknown parameter {_suggest(name, known, 'parameters')}")
     return {name: known[name].check(value) for name, value in given.items()}
+
+
+def _suggest(name: Any, known: Collection[str], noun: str) -> str:
+    """A wrong name, the one it is near to, and all that are known."""
+    near = difflib.get_close_matches(str(name), known, n=1)
+    suggestion = f"; did you mean {near[0]}?" if near else ""
+    return f"{name}{suggestion} ({noun}: {', '.join(known) or 'none'})"
+
+
+def changed(contract: list[Parameter], checked: dict[str, Any]) -> dict[str, Any]:
+    """The checked values that are not the notebook's defaults."""
+    defaults = {parameter.name: parameter.default for parameter in contract}
+    return {name: value for name, value in checked.items() if value != defaults[name]}
 
 
 def section(content: Any, stem: str) -> dict[str, Any]:
@@ -162,4 +175,8 @@ def section(content: Any, stem: str) -> dict[str, Any]:
     if len(sections) != len(content):
         stray = next(key for key in content if key not in sections)
         raise ParameterError(f"{stray} stands outside the notebooks' sections of its file")
+    stems = sorted(path.stem for path in NOTEBOOKS.glob("[0-9]*.ipynb"))
+    for key in sections:
+        if key not in stems:
+            raise ParameterError(f"no notebook {_suggest(key, stems, 'notebooks')}")
     return content.get(stem) or {}

@@ -22,6 +22,12 @@ def cache_dir() -> Path:
     return Path(os.environ.get("KVLAB_CACHE", Path.home() / ".cache" / "kv-lab")).expanduser()
 
 
+def local_path(name: str | Path) -> Path:
+    """`name` from the working directory, or from the repository root if it is only there."""
+    path = Path(name)
+    return ROOT / path if (ROOT / path).exists() and not path.exists() else path
+
+
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target` that replaces it only if the block succeeds."""

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 from transformers import DynamicCache
 
 from .attention import NAME, attention_implementation
-from .cache import CompressedCache, held_lengths
-from .compressors import METHODS, Compressor
+from .cache import CompressedCache, check_ids, check_method, held_lengths
+from .compressors import Compressor
 from .compressors.base import require, require_int
+from .progress import progress
 
 
 @dataclass
@@ -59,7 +59,9 @@ def evaluate(
     `compressor=None` is dense attention. `desc` shows a progress bar of tokens under that name.
     Raises ValueError on fewer than two tokens or a chunk below one.
     """
-    ids = _check(model, input_ids, chunk_size)
+    require_int("chunk_size", chunk_size, 1)
+    ids = check_ids(model, input_ids, 2)
+    check_method(compressor, positions)
     if compressor is None:
         cache = DynamicCache(config=model.config)
         attention = nullcontext()
@@ -91,14 +93,16 @@ def evaluate_with_compression(
     Our functions run as their compressor does in `evaluate`. Another one is called after every
     chunk with a list of (key, value) and sees original positions, since it can't turn keys.
     """
-    ids = tokenizer(text, return_tensors="pt").input_ids[0, :max_tokens].to(model.device)
+    if max_tokens is not None:
+        require_int("max_tokens", max_tokens, 2)
+    ids = tokenizer(text, return_tensors="pt", verbose=False).input_ids[0, :max_tokens]
     kwargs = compress_kwargs or {}
-    ours = {function: method for method, function in METHODS.values()}
-    if compress_fn is None or compress_fn in ours:
-        method = None if compress_fn is None else ours[compress_fn](**kwargs)
+    if compress_fn is None or hasattr(compress_fn, "method"):
+        method = None if compress_fn is None else compress_fn.method(**kwargs)
         return evaluate(model, ids, method, chunk_size, positions)
     require(callable(compress_fn), "compress_fn", compress_fn, "a function of (pairs, **kwargs)")
-    batch = _check(model, ids, chunk_size)
+    require_int("chunk_size", chunk_size, 1)
+    batch = check_ids(model, ids, 2)
     state = {"pairs": None, "start": 0}
 
     def step(n):
@@ -135,7 +139,7 @@ def evaluate_recompute(
     `start_size` the first of these are the text's first tokens, as in sinks + window. This is the
     paper's "sliding window with re-computation", quadratic in the window for every token.
     """
-    ids = _check(model, input_ids, 1)[0]
+    ids = check_ids(model, input_ids, 2)[0]
     low, high = context, len(ids) - 1
     require_int("context", context, 1)
     require_int("start_size", start_size, 0)
@@ -144,7 +148,7 @@ def evaluate_recompute(
     require(ok, "targets", targets.tolist()[:8], f"indices in {low}..{high}")
     losses = []
     sinks = torch.arange(start_size)
-    for part in tqdm(targets.split(batch_size), desc=desc, disable=None if desc else True):
+    for part in progress(targets.split(batch_size), desc=desc, disable=desc is None):
         recent = part[:, None] - torch.arange(context - start_size, 0, -1)
         index = torch.cat((sinks.expand(len(part), -1), recent), dim=1).to(ids.device)
         logits = model(input_ids=ids[index], use_cache=False, logits_to_keep=1).logits[:, -1]
@@ -152,23 +156,12 @@ def evaluate_recompute(
     return torch.cat(losses).cpu()
 
 
-def _check(model, input_ids: torch.Tensor, chunk_size: int) -> torch.Tensor:
-    """Ids as (B, T) on the model's device, or a ValueError."""
-    require_int("chunk_size", chunk_size, 1)
-    shape = tuple(input_ids.shape)
-    require(
-        len(shape) in (1, 2) and shape[-1] >= 2, "input_ids.shape", shape, "(T,) or (B, T), T >= 2"
-    )
-    ids = input_ids[None] if input_ids.ndim == 1 else input_ids
-    return ids.to(model.device)
-
-
 def _run(model, ids, chunk_size, step, after, desc):
     """The chunk loop: `step(n)` gives the forward's keyword arguments, `after()` ends a chunk."""
     B, T = ids.shape
     nll = torch.empty(B, T - 1)
     correct = torch.empty(B, T - 1, dtype=torch.bool)
-    bar = tqdm(total=T - 1, desc=desc, unit="token", disable=None if desc else True)
+    bar = progress(total=T - 1, desc=desc, unit="token", disable=desc is None)
     for start in range(0, T - 1, chunk_size):
         end = min(start + chunk_size, T - 1)
         logits = model(input_ids=ids[:, start:end], use_cache=True, **step(end - start)).logits

@@ -59,7 +59,7 @@ def _copying(model) -> tuple:
 
 def _dense(model, tokens, trained: int, num_texts: int) -> list[tuple]:
     """Perplexity of the last quarter before the trained length, and before 8 times that."""
-    texts = texts_of(tokens, num_texts, 8 * trained + 1)
+    texts = texts_of(tokens, num_texts, 8 * trained + 1, model.config.bos_token_id)
     nll = torch.cat([evaluate(model, row[None]).nll for row in texts])
     quarter = trained // 4
     near, far = (nll[:, end - quarter : end] for end in (trained, 8 * trained))
@@ -70,7 +70,7 @@ def _dense(model, tokens, trained: int, num_texts: int) -> list[tuple]:
 
 
 def _streaming(model, tokens, budget: int, num_texts: int, samples: int) -> list[tuple]:
-    texts = texts_of(tokens, num_texts, 4 * budget)
+    texts = texts_of(tokens, num_texts, 4 * budget, model.config.bos_token_id)
     after = slice(2 * budget, None)  # the first tokens have left every window
     streaming = evaluate(model, texts, StreamingLLM(4, budget - 4)).nll
     window = evaluate(model, texts, RecentOnly(budget)).nll

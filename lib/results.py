@@ -1,10 +1,12 @@
 """Save tables and figures, whole files only, and enter them in the manifest.
 
 A table is saved as CSV and as Markdown, a figure as PNG and as SVG. The manifest says which
-notebook made it, with what caption and on what machine. A crash leaves the earlier file.
+notebook made it, with what parameters and caption and on what machine. A crash leaves the earlier
+file.
 """
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -70,6 +72,8 @@ def _note(file: str, caption: str) -> None:
     entry = {
         "caption": caption,
         "notebook": os.environ.get("KVLAB_NOTEBOOK"),
+        # of a headless run those that are not the defaults; unknown (null) for any other
+        "parameters": json.loads(os.environ.get("KVLAB_PARAMETERS", "null")),
         "machine": machine_line(),
     }
     add_to_manifest(results_dir(), {file: entry})

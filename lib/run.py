@@ -7,6 +7,7 @@ notebook that fails ends the run; what it and earlier runs left is as `lib/stagi
 
 import argparse
 import logging
+import re
 import signal
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 import papermill
 import yaml
+from papermill.exceptions import PapermillExecutionError
 
 from lib import params
 from lib.outputs import missing_outputs
@@ -57,9 +59,10 @@ def read_parameters(file: Path | None, notebooks: list[Path]) -> dict[Path, dict
 def run(notebook: Path, parameters: dict[str, Any]) -> None:
     """Run one notebook; its results are replaced if it ran to its end and saved all it declares."""
     failed_copy = failed_copy_path(notebook)
-    with staged_run(notebook) as copy:
+    bar = {"leave": False} if sys.stderr.isatty() else False
+    with staged_run(notebook, parameters) as copy:
         try:
-            papermill.execute_notebook(notebook, copy, parameters, progress_bar=False)
+            papermill.execute_notebook(notebook, copy, parameters, progress_bar=bar)
         except Exception as error:
             message = f"{_explain(notebook, copy, error)}\nThe failed copy: {failed_copy}"
             raise NotebookError(message) from error
@@ -68,21 +71,39 @@ def run(notebook: Path, parameters: dict[str, Any]) -> None:
 
 
 def _explain(notebook: Path, copy: Path, error: Exception) -> str:
-    """Which notebook, which cell and which error."""
+    """Which notebook, which cell, which line if that is known, and which error."""
     where = ""
     if cell := last_cell(copy):
-        where = f" in cell {cell[0]} ({cell[1]})"
+        number, source = cell
+        where = f" in cell {number} ({source})"
+        if raised := _raising_line(error):
+            where = f" in cell {number}, line {raised[0]} ({raised[1]})"
     what = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
     return f"{notebook.stem} failed{where}\n{what}"
+
+
+def _raising_line(error: Exception) -> tuple[int, str] | None:
+    """Number and text of the cell's line that raised, if the traceback tells."""
+    if not isinstance(error, PapermillExecutionError):
+        return None
+    traceback = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(error.traceback))
+    numbers = re.findall(rf"Cell In\[{error.exec_count}\], line (\d+)", traceback)
+    if not numbers:
+        return None
+    line = int(numbers[-1])
+    return line, error.source.splitlines()[line - 1].strip()
 
 
 def run_all(notebooks: list[Path], parameters: dict[Path, dict[str, Any]]) -> None:
     """Run notebooks in order with one line of progress each."""
     for number, notebook in enumerate(notebooks, start=1):
-        print(f"[{number}/{len(notebooks)}] {notebook.stem} ...", end=" ", flush=True)
+        begun = f"[{number}/{len(notebooks)}] {notebook.stem} ... "
+        print(begun, end="", flush=True)
         start = time.monotonic()
         run(notebook, parameters[notebook])
-        print(f"{time.monotonic() - start:.0f} s", flush=True)
+        # at a terminal the bar of cells stood here and is cleared
+        again = f"\r{begun}" if sys.stdout.isatty() else ""
+        print(f"{again}{time.monotonic() - start:.0f} s", flush=True)
 
 
 def main() -> None:

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from .compressors import Compressor
 from .generation import generate
+from .progress import progress
 
 
 def measure(
@@ -20,9 +20,9 @@ def measure(
 ) -> pd.DataFrame:
     """One row per repeat, context length and method, on random tokens, batch 1.
 
-    Columns: `ttft_s`, `tpot_ms`, `throughput` (tokens/s of decoding alone), `cache_mib`,
-    `cache_length`. Repeats are the outer loop, so that drift of the machine hits all methods alike;
-    a run of each method before them warms up.
+    Columns: `ttft_s`, `tpot_ms`, `throughput` (tokens/s of decoding), `cache_mib` (allocated for
+    keys and values), `cache_length` (tokens held). Repeats are the outer loop, so that drift of the
+    machine hits all methods alike; a run of each method before them warms up.
     """
     generator = torch.Generator().manual_seed(seed)
     vocabulary = model.config.get_text_config().vocab_size
@@ -36,9 +36,8 @@ def measure(
         for name in methods
     ]
     rows = []
-    for repeat, length, name in tqdm(runs, desc="speed", disable=None):
+    for repeat, length, name in progress(runs, desc="speed"):
         result = generate(model, ids[:length], methods[name], max_new_tokens=new_tokens)
-        decoded = len(result.step_times)
         rows.append(
             {
                 "context": length,
@@ -46,7 +45,7 @@ def measure(
                 "repeat": repeat,
                 "ttft_s": result.ttft,
                 "tpot_ms": 1000 * result.tpot,
-                "throughput": decoded / sum(result.step_times),
+                "throughput": result.throughput,
                 "cache_mib": result.cache_bytes / 2**20,
                 "cache_length": result.cache_lengths[-1],
             }

@@ -5,27 +5,33 @@ results folder (`KVLAB_RESULTS` points there). A good run's files then replace t
 each in one step; a failed run leaves them as they are and keeps its executed copy for reading.
 """
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import nbformat
 
+from lib import params
 from lib.manifest import MANIFEST, add_to_manifest, read_manifest
 from lib.paths import NOTEBOOKS, results_dir
 
 _ADDED_BY_PAPERMILL = {"injected-parameters", "papermill-error-cell-tag"}
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 @contextmanager
-def staged_run(notebook: Path) -> Iterator[Path]:
+def staged_run(notebook: Path, parameters: dict[str, Any]) -> Iterator[Path]:
     """Yield the path for the executed copy of `notebook`, in a staging folder that holds its run.
 
-    `KVLAB_RESULTS` and `KVLAB_NOTEBOOK` are set for the kernel while the block runs.
+    `KVLAB_RESULTS`, `KVLAB_NOTEBOOK` and `KVLAB_PARAMETERS` (those that are not the defaults, as
+    JSON) are set for the kernel while the block runs.
     """
+    changed = params.changed(params.read_contract(notebook), parameters)
     results = results_dir()
     results.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=results))
@@ -33,7 +39,11 @@ def staged_run(notebook: Path) -> Iterator[Path]:
     copy.parent.mkdir()
     failed_copy = failed_copy_path(notebook)
     try:
-        with _environment(KVLAB_RESULTS=str(staging), KVLAB_NOTEBOOK=notebook.stem):
+        with _environment(
+            KVLAB_RESULTS=str(staging),
+            KVLAB_NOTEBOOK=notebook.stem,
+            KVLAB_PARAMETERS=json.dumps(changed),
+        ):
             yield copy
         if copy.exists():
             tidy_copy(copy)
@@ -86,8 +96,7 @@ def _merge(staging: Path, results: Path) -> None:
 def tidy_copy(path: Path) -> None:
     """Drop from an executed copy what differs from run to run or renders as nothing.
 
-    That is papermill's times and this machine's paths, and the state of widgets, which no static
-    page shows.
+    That is papermill's times and this machine's paths, and widgets, which no static page shows.
     """
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("widgets", None)
@@ -100,6 +109,8 @@ def tidy_copy(path: Path) -> None:
         cell.metadata.pop("execution", None)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell["id"] = "injected-parameters"
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if _WIDGET not in out.get("data", {})]
     nbformat.write(notebook, path)
 
 

@@ -3,36 +3,31 @@
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import bootstrap
+from scipy.stats import t
 
 
-def mean_ci(values, seed: int = 0, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean and its bootstrap confidence interval (percentile), low and high, over `values` (n,).
+def mean_ci(values, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of `values` (n,) and its confidence interval by Student's t: mean, low, high.
 
+    With a handful of texts a bootstrap's interval is too narrow: 79% where it says 95%, at n = 4.
     With fewer than two values there is no interval: low and high are nan.
     """
     values = np.asarray(values, dtype=float)
-    mean = float(values.mean())
-    if len(values) < 2:
+    mean, n = float(values.mean()), len(values)
+    if n < 2:
         return mean, float("nan"), float("nan")
-    if np.ptp(values) == 0:
-        return mean, mean, mean
-    interval = bootstrap(
-        (values,), np.mean, confidence_level=level, method="percentile", rng=seed
-    ).confidence_interval
-    return mean, float(interval.low), float(interval.high)
+    half = float(t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return mean, mean - half, mean + half
 
 
-def ppl_ci(nll: torch.Tensor, seed: int = 0) -> tuple[float, float, float]:
+def ppl_ci(nll: torch.Tensor) -> tuple[float, float, float]:
     """Perplexity over all tokens of `nll` (texts, tokens), and its interval over texts."""
-    return tuple(float(np.exp(x)) for x in mean_ci(nll.double().mean(-1).numpy(), seed))
+    return tuple(float(np.exp(x)) for x in mean_ci(nll.double().mean(-1).numpy()))
 
 
-def ppl_ratio_ci(
-    nll: torch.Tensor, base: torch.Tensor, seed: int = 0
-) -> tuple[float, float, float]:
+def ppl_ratio_ci(nll: torch.Tensor, base: torch.Tensor) -> tuple[float, float, float]:
     """Perplexity of `nll` over that of `base`, paired by text: ratio, low, high."""
-    return ppl_ci(nll - base, seed)
+    return ppl_ci(nll - base)
 
 
 def summarise(runs: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
@@ -46,7 +41,7 @@ def summarise(runs: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataF
     return pd.DataFrame(parts).reset_index()
 
 
-def by_position(nll: torch.Tensor, edges: np.ndarray, seed: int = 0) -> pd.DataFrame:
+def by_position(nll: torch.Tensor, edges: np.ndarray) -> pd.DataFrame:
     """Perplexity between consecutive `edges` (token positions) of `nll` (texts, tokens).
 
     Columns `position` (middle, geometric), `ppl`, `ppl_low`, `ppl_high` (interval over texts, or
@@ -57,7 +52,7 @@ def by_position(nll: torch.Tensor, edges: np.ndarray, seed: int = 0) -> pd.DataF
         part = nll[:, low:high]
         if len(part) == 1 and part.shape[1] >= 32:
             part = part[:, : part.shape[1] // 16 * 16].reshape(16, -1)
-        ppl, ppl_low, ppl_high = ppl_ci(part, seed)
+        ppl, ppl_low, ppl_high = ppl_ci(part)
         middle = float(np.sqrt(max(low, 1) * high))
         rows.append({"position": middle, "ppl": ppl, "ppl_low": ppl_low, "ppl_high": ppl_high})
     return pd.DataFrame(rows)

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from .attention import sink_strength
 from .batches import EOS, IGNORE, copying_loss, make_batch
 from .paths import atomic_path
+from .progress import progress
 
 
 @dataclass
@@ -148,7 +148,7 @@ class Trainer:
     def _run_phase(self, phase: Phase) -> None:
         losses = []
         desc = f"training, phase {self.state['phase']}"
-        for step in tqdm(range(self.state["step"], phase.steps), desc=desc, disable=None):
+        for step in progress(range(self.state["step"], phase.steps), desc=desc):
             began = time.perf_counter()
             losses.append(self._step(phase, step))
             self.state["seconds"] += time.perf_counter() - began

@@ -1,9 +1,11 @@
 """Fixtures shared by the tests."""
 
 import os
+import pty
 import shutil
 import subprocess
 import sys
+import termios
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +34,22 @@ def write_notebook(path: Path, *cells: str, parameters: str = PARAMETERS) -> Pat
     notebook.cells = [first, *(nbformat.v4.new_code_cell(cell) for cell in cells)]
     nbformat.write(notebook, path)
     return path
+
+
+def at_terminal(command: list[str], **options) -> tuple[int, str]:
+    """Run a command at a pseudo-terminal: its exit code and all that it shows."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 80))
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, **options)
+    os.close(slave)
+    shown = b""
+    try:
+        while chunk := os.read(master, 65536):
+            shown += chunk
+    except OSError:  # how Linux tells that the other side is closed
+        pass
+    os.close(master)
+    return process.wait(timeout=120), shown.decode(errors="replace")
 
 
 @dataclass

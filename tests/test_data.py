@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from lib import docs, load_tokens
+from lib import docs, hub, load_tokens, paths
 from lib.data import HUB_TEXTS
 
 
@@ -51,6 +51,39 @@ def test_a_parquet_file(tmp_path):
     assert load_tokens(str(path), word_tokenizer(), split="train").tolist() == [5, 7, 3]
 
 
+def test_nulls_in_a_parquet_file_are_dropped(tmp_path):
+    path = tmp_path / "text.parquet"
+    pd.DataFrame({"text": ["w5", None, "w3"]}).to_parquet(path)
+    assert load_tokens(str(path), word_tokenizer()).tolist() == [5, 3]
+
+
+def test_files_that_hold_no_text_are_refused_by_name(tmp_path):
+    pd.DataFrame({"words": ["w5"]}).to_parquet(tmp_path / "column.parquet")
+    pd.DataFrame({"text": [1, 2]}).to_parquet(tmp_path / "numbers.parquet")
+    pd.DataFrame({"text": [None, ""]}).to_parquet(tmp_path / "nulls.parquet")
+    (tmp_path / "broken.parquet").write_text("no parquet")
+    (tmp_path / "latin.txt").write_bytes("wörd".encode("latin-1"))
+    (tmp_path / "empty.txt").write_text(" \n")
+    for path in tmp_path.glob("*.*"):
+        told = (
+            "is empty" if path.name in ("empty.txt", "nulls.parquet") else "must be UTF-8, a .par"
+        )
+        with pytest.raises(ValueError, match=f"{path.name}' .*{told}"):
+            load_tokens(str(path), word_tokenizer())
+
+
+def test_a_relative_path_is_found_from_the_repository_too(tmp_path, monkeypatch):
+    root, here = tmp_path / "root", tmp_path / "here"
+    root.mkdir()
+    here.mkdir()
+    monkeypatch.setattr(paths, "ROOT", root)
+    monkeypatch.chdir(here)
+    (root / "text.txt").write_text("w5")
+    assert load_tokens("text.txt", word_tokenizer()).tolist() == [5]
+    (here / "text.txt").write_text("w6")
+    assert load_tokens("text.txt", word_tokenizer()).tolist() == [6]
+
+
 def test_tokens_are_read_from_disk_the_second_time(tmp_path, cache):
     path = tmp_path / "text.txt"
     path.write_text("w5 w7")
@@ -88,6 +121,7 @@ def test_a_hub_text_is_streamed_and_no_further_than_needed(monkeypatch, name, sp
         return rows()
 
     monkeypatch.setattr(datasets, "load_dataset", fake)
+    monkeypatch.setattr(hub, "dataset_info", lambda name, timeout: None)
     tokens = load_tokens(name, word_tokenizer(), max_tokens=4, split=split)
     assert tokens.tolist() == [0, 0, 1, 1]
     assert asked == [(*HUB_TEXTS[name][:2], hub_split, True)]
@@ -97,14 +131,39 @@ def test_a_hub_text_is_streamed_and_no_further_than_needed(monkeypatch, name, sp
     assert len(read) == 50
 
 
+@pytest.mark.parametrize("pad", ["=" * 2000 + " ", " " * 2000])
+def test_a_hub_text_is_read_until_it_has_enough_tokens(monkeypatch, pad):
+    """However few tokens its characters make."""
+    rows = [{"text": f"{pad}w{number}"} for number in range(50)]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: iter(rows))
+    monkeypatch.setattr(hub, "dataset_info", lambda name, timeout: None)
+    whole = load_tokens("pg19", word_tokenizer())
+    assert load_tokens("pg19", word_tokenizer(), max_tokens=45).tolist() == whole[:45].tolist()
+    assert len(load_tokens("pg19", word_tokenizer(), max_tokens=1000)) == len(whole)
+
+
 @pytest.mark.parametrize("error", [ConnectionError, OSError, TimeoutError])
-def test_a_hub_text_offline_is_one_clear_error(monkeypatch, error):
+@pytest.mark.parametrize(
+    "answers", [pytest.param(False, id="no answer"), pytest.param(True, id="lost later")]
+)
+def test_a_hub_text_offline_is_one_clear_error(monkeypatch, error, answers):
+    asked = []
+
     def offline(*args, **kwargs):
         raise error("no route")
 
-    monkeypatch.setattr(datasets, "load_dataset", offline)
+    def ask(name, timeout):
+        asked.append((name, timeout))
+        if not answers:
+            raise error("no route")
+
+    monkeypatch.setattr(hub, "dataset_info", ask)
+    monkeypatch.setattr(
+        datasets, "load_dataset", offline if answers else lambda *a, **k: pytest.fail("asked twice")
+    )
     with pytest.raises(OSError, match=r"text 'wikitext' \(Salesforce/wikitext\) .* use 'docs'"):
         load_tokens("wikitext", word_tokenizer())
+    assert asked == [("Salesforce/wikitext", 10)]
 
 
 @pytest.mark.parametrize(
@@ -113,6 +172,7 @@ def test_a_hub_text_offline_is_one_clear_error(monkeypatch, error):
         ("wikitxt", {}, ValueError, "text name='wikitxt': allowed is 'docs', 'wikitext'"),
         ("a.csv", {}, ValueError, "text name='a.csv'"),
         ("absent.txt", {}, FileNotFoundError, "text 'absent.txt': no such file"),
+        (None, {}, ValueError, "text name=None: allowed is 'docs'"),
         ("docs", {"split": "test"}, ValueError, "split='test': allowed is one of"),
         ("docs", {"max_tokens": 0}, ValueError, "max_tokens=0: allowed is an int >= 1"),
     ],

@@ -35,6 +35,12 @@ def test_every_declared_package_is_pinned():
     assert set().union(*map(declared, groups)) <= pins().keys()
 
 
+def test_no_package_is_declared_twice():
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    names = [name for group in groups for name in declared(group)]
+    assert len(names) == len(set(names))
+
+
 def test_every_imported_package_is_declared():
     distributions = packages_distributions()
     imported = set()

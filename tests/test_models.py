@@ -1,5 +1,6 @@
 """Models by name: a local folder, a real shape with random weights, and what is refused."""
 
+import re
 import socket
 import time
 
@@ -37,7 +38,7 @@ def no_network(monkeypatch):
         pytest.fail("the network was used")
 
     monkeypatch.setattr(socket.socket, "connect", refused)
-    monkeypatch.setattr("lib.models.model_info", refused)
+    monkeypatch.setattr("lib.hub.model_info", refused)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_an_unknown_hub_id_offline_is_one_clear_error(monkeypatch):
         asked.append((name, options["timeout"]))
         raise ConnectionError("no route")
 
-    monkeypatch.setattr("lib.models.model_info", offline)
+    monkeypatch.setattr("lib.hub.model_info", offline)
     began = time.monotonic()
     with pytest.raises(OSError, match="model 'nobody/nothing-x1': no such local folder") as refusal:
         load_model("nobody/nothing-x1", device="cpu")
@@ -116,6 +117,34 @@ def test_an_unknown_hub_id_offline_is_one_clear_error(monkeypatch):
         assert choice in str(refusal.value)
     with pytest.raises(OSError, match="model 'nobody/nothing-x1'"):
         load_tokenizer("nobody/nothing-x1")
+
+
+def test_a_relative_folder_is_found_from_the_repository_too(
+    tmp_path, no_network, tokenizer, monkeypatch
+):
+    root, here = tmp_path / "root", tmp_path / "here"
+    here.mkdir()
+    saved(root / "tiny", tokenizer, "neox_25")
+    monkeypatch.setattr("lib.paths.ROOT", root)
+    monkeypatch.chdir(here)
+    assert type(load_model("tiny", "cpu")[0]) is GPTNeoXForCausalLM
+    saved(here / "tiny", tokenizer, "llama_gqa")
+    assert type(load_model("tiny", "cpu")[0]) is LlamaForCausalLM
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"name": None}, "model name=None: allowed is a hub id, 'reference'"),
+        ({"device": "gpu"}, "device='gpu': allowed here is one of ['cpu'"),
+        ({"device": "cuda:99"}, "device='cuda:99': allowed here is one of ['cpu'"),
+        ({"dtype": "float16"}, "dtype='float16': allowed is None or one of [torch.float32"),
+        ({"dtype": torch.int8}, "dtype=torch.int8: allowed is"),
+    ],
+)
+def test_wrong_arguments_are_refused(no_network, arguments, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        load_model(**{"name": "random:EleutherAI/pythia-70m"} | arguments)
 
 
 # layers, hidden, heads, vocabulary, parameters: the table of the Pythia paper (arXiv:2304.01373)

@@ -3,12 +3,10 @@
 import base64
 import json
 import os
-import pty
-import subprocess
 
 import nbformat
 import pytest
-from conftest import Sandbox, write_notebook
+from conftest import SAVE, Sandbox, at_terminal, write_notebook
 
 from lib.paths import ROOT
 
@@ -21,21 +19,6 @@ WRITE = "from lib.paths import results_dir; (results_dir() / 'given').write_text
 def speed(sandbox) -> Sandbox:
     sandbox.notebook("03_speed", WRITE, "assert cache != 13")
     return sandbox
-
-
-def at_terminal(command: list[str], **options) -> tuple[int, str]:
-    """Run a command at a pseudo-terminal: its exit code and all that it shows."""
-    master, slave = pty.openpty()
-    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, **options)
-    os.close(slave)
-    shown = b""
-    try:
-        while chunk := os.read(master, 65536):
-            shown += chunk
-    except OSError:  # how Linux tells that the other side is closed
-        pass
-    os.close(master)
-    return process.wait(timeout=120), shown.decode(errors="replace")
 
 
 def cache_of(sandbox: Sandbox) -> str:
@@ -83,6 +66,7 @@ def test_from_elsewhere_and_through_a_link(speed, tmp_path):
 
 
 def test_all_ways_to_give_parameters(speed):
+    speed.notebook("04_x")
     (speed.root / "quick.yaml").write_text("03_speed: {cache: 1, lengths: [5, 6]}\n04_x: {a: 1}\n")
     encoded = base64.b64encode(b"{cache: 2, model: small}").decode()
     done = speed.call(
@@ -111,6 +95,7 @@ def test_all_ways_to_give_parameters(speed):
         (["-y", "{lengths: "], "03_speed.ipynb: "),
         (["-f", "bad.yaml"], "parameter positions must be a str out of: in_cache, original"),
         (["-f", "absent.yaml"], "absent.yaml"),
+        (["-f", "misspelt.yaml"], "no notebook 03_sped; did you mean 03_speed?"),
         (["-b", base64.b64encode(b"cache: 9999").decode()], "parameter cache must be"),
         (["-p", "cache", "0", "out.ipynb"], "parameter cache must be"),
         (["-p", "cache", "0", "--prepare-only", "out.ipynb"], "parameter cache must be"),
@@ -118,6 +103,7 @@ def test_all_ways_to_give_parameters(speed):
 )
 def test_a_refusal_is_told_before_anything_happens(speed, arguments, told):
     (speed.root / "bad.yaml").write_text("positions: in-cache\n")
+    (speed.root / "misspelt.yaml").write_text("03_sped: {cache: 1}\n")
     done = speed.call("papermill", "notebooks/03_speed.ipynb", *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: ")
@@ -139,6 +125,26 @@ def test_a_failed_run_keeps_the_good_copy(speed):
     assert after == before
     assert speed.call(*LINE).returncode == 0
     assert speed.files().keys() == before.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parameters"),
+    [([], {}), (["-p", "cache", "64"], {}), (["-p", "cache", "512"], {"cache": 512})],
+)
+def test_the_manifest_names_parameters_that_are_not_the_defaults(sandbox, arguments, parameters):
+    sandbox.notebook("03_speed", SAVE)
+    done = sandbox.call(*LINE[:2], *arguments)
+    assert done.returncode == 0, done.stderr
+    entry = json.loads(sandbox.files()["manifest.json"])["tables/small.csv"]
+    assert entry["parameters"] == parameters
+
+
+def test_widgets_are_dropped_from_copies(speed):
+    speed.notebook("03_speed", "import ipywidgets; ipywidgets.IntSlider()", "1 + 1")
+    assert speed.call(*LINE).returncode == 0
+    *_, slider, text = nbformat.read(speed.results / COPY, as_version=4).cells
+    assert slider.outputs == []
+    assert text.outputs[0]["data"]["text/plain"] == "2"
 
 
 def test_runs_are_alike(speed):

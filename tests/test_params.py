@@ -8,7 +8,7 @@ from conftest import write_notebook
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.params import Parameter, ParameterError, check, read_contract, section
+from lib.params import Parameter, ParameterError, changed, check, read_contract, section
 from lib.paths import PARAMS
 from lib.run import choose, read_parameters
 
@@ -131,6 +131,12 @@ def test_a_broken_contract_is_an_error(tmp_path: Path, line, told):
         read_contract(path)
 
 
+def test_changed_are_those_that_are_not_the_defaults(contract):
+    given = {"cache": 64.0, "ratio": 0.25, "lengths": [128, 256], "model": "other"}
+    assert changed(contract, check(contract, given)) == {"ratio": 0.25, "model": "other"}
+    assert changed(contract, {}) == {}
+
+
 def test_the_quick_parameters_fit_the_notebooks():
     """Every notebook's contract can be read, and each has its section in the quick file."""
     notebooks = choose([])
@@ -141,12 +147,15 @@ def test_the_quick_parameters_fit_the_notebooks():
 
 
 def test_sections():
-    assert section({"03_speed": {"cache": 1}, "04_x": {"cache": 2}}, "03_speed") == {"cache": 1}
-    assert section({"04_x": {"cache": 2}}, "03_speed") == {}
+    other = {"05_explorer": {"cache": 2}}
+    assert section({"03_speed": {"cache": 1}} | other, "03_speed") == {"cache": 1}
+    assert section(other, "03_speed") == {}
     assert section({"03_speed": None}, "03_speed") == {}
     assert section({"cache": 1}, "03_speed") == {"cache": 1}
     assert section(None, "03_speed") == {}
     with pytest.raises(ParameterError, match="cache stands outside"):
         section({"03_speed": {"cache": 1}, "cache": 1}, "03_speed")
+    with pytest.raises(ParameterError, match="no notebook 03_sped; did you mean 03_speed. .*: 00_"):
+        section(other | {"03_sped": {"cache": 1}}, "05_explorer")
     with pytest.raises(ParameterError, match="mapping"):
         section(["cache"], "03_speed")

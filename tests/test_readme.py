@@ -5,9 +5,11 @@ import re
 import pytest
 import torch
 
+from lib import readme
+from lib.manifest import add_to_manifest
 from lib.outputs import declared_outputs
 from lib.paths import NOTEBOOKS, ROOT
-from lib.readme import PAGES, filled
+from lib.readme import PAGES, filled, is_default, quoted
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -15,9 +17,35 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
 def test_quoted_tables_are_those_in_results(page):
-    text = page.read_text(encoding="utf-8")
-    assert "<!-- results/tables/" in text
-    assert filled(page) == text, "run `python -m lib.readme`"
+    assert quoted(page)
+    assert all((ROOT / table).is_file() for table in quoted(page)), "run `make figures`"
+    assert filled(page) == page.read_text(encoding="utf-8"), "run `python -m lib.readme`"
+    if other := [table for table in quoted(page) if not is_default(table)]:
+        pytest.skip(f"made with other parameters than the page's: {', '.join(other)}")
+
+
+@pytest.mark.parametrize(
+    ("entry", "put"),
+    [
+        ({"parameters": {}}, "new\n"),
+        ({"parameters": {"cache": 512}}, "old\n"),
+        ({"parameters": None}, "old\n"),
+        ({}, "old\n"),
+    ],
+)
+def test_only_tables_of_default_runs_are_put_into_pages(tmp_path, monkeypatch, capsys, entry, put):
+    page = tmp_path / "README.md"
+    page.write_text("<!-- results/tables/a.md -->\nold\n<!-- end -->\n")
+    table = tmp_path / "results" / "tables" / "a.md"
+    table.parent.mkdir(parents=True)
+    table.write_text("new\n")
+    add_to_manifest(tmp_path / "results", {"tables/a.csv": entry})
+    monkeypatch.setattr(readme, "PAGES", [page])
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    readme.main()
+    assert page.read_text() == f"<!-- results/tables/a.md -->\n{put}<!-- end -->\n"
+    told = f"{page}: kept as it is: no default run made results/tables/a.md\n"
+    assert capsys.readouterr().err == ("" if put == "new\n" else told)
 
 
 def test_library_example_runs():
@@ -40,14 +68,15 @@ def test_method_example_is_a_method():
     assert torch.isfinite(result.nll).all()
 
 
-def test_map_lists_every_notebook_and_only_outputs_that_are_declared():
-    rows = re.findall(r"^\| `(\d\d_\w+)` \| ([^|]*) \|", README, re.MULTILINE)
-    assert [name for name, _ in rows] == sorted(
+def test_map_lists_every_notebook_its_command_and_its_outputs():
+    rows = re.findall(r"^\| `(\d\d_\w+)` \| ([^|]*) \| ([^|]*) \|", README, re.MULTILINE)
+    assert [name for name, _, _ in rows] == sorted(
         path.stem for path in NOTEBOOKS.glob("[0-9]*.ipynb")
     )
-    for name, listed in rows:
+    for name, command, listed in rows:
+        assert command == f"`make run NB={name}`"
         declared = {
             output.split("/")[1].split(".")[0]
-            for output in declared_outputs(NOTEBOOKS / f"{name}.ipynb")
+            for output in declared_outputs(NOTEBOOKS / f"{name}.ipynb")[1:]
         }
-        assert set(re.findall(r"`(\w+)`", listed)) <= declared, name
+        assert sorted(re.findall(r"`(\w+)`", listed)) == sorted(declared), name

@@ -65,9 +65,11 @@ def test_the_same_figure_is_the_same_file(results):
     assert [path.read_bytes() for path in files] == before
 
 
-def test_the_manifest_names_notebook_and_machine(results, monkeypatch):
+def test_the_manifest_names_notebook_parameters_and_machine(results, monkeypatch):
+    monkeypatch.setenv("KVLAB_PARAMETERS", '{"cache": 512}')
     save_table(TABLE, "quality", "What it costs.")
     monkeypatch.delenv("KVLAB_NOTEBOOK")
+    monkeypatch.delenv("KVLAB_PARAMETERS")
     save_figure(small_figure(), "lines")
     manifest = json.loads((results / "manifest.json").read_text())
     machine = machine_line()
@@ -75,9 +77,15 @@ def test_the_manifest_names_notebook_and_machine(results, monkeypatch):
         "tables/quality.csv": {
             "caption": "What it costs.",
             "notebook": "03_speed",
+            "parameters": {"cache": 512},
             "machine": machine,
         },
-        "figures/lines.png": {"caption": "", "notebook": None, "machine": machine},
+        "figures/lines.png": {
+            "caption": "",
+            "notebook": None,
+            "parameters": None,
+            "machine": machine,
+        },
     }
     for part in ("cores", "GiB RAM", "torch 2", "transformers 5"):
         assert part in machine

@@ -1,12 +1,13 @@
 """`python -m lib.run`: in order, staged, and stopped by the first failure."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
 
 import pytest
-from conftest import SAVE
+from conftest import SAVE, at_terminal
 
 from lib.outputs import declared_outputs
 
@@ -44,6 +45,7 @@ def test_good_runs_leave_all_their_files(lab):
     manifest = json.loads(lab.files()["manifest.json"])
     assert set(manifest) == {"figures/small.png", "tables/small.csv"}
     assert manifest["tables/small.csv"]["notebook"] == "01_good"
+    assert manifest["tables/small.csv"]["parameters"] == {}
     assert lab.call("python", "-m", "lib.outputs").returncode == 0
 
 
@@ -54,13 +56,35 @@ def test_a_failure_leaves_earlier_results_and_says_where_it_is(lab):
     (lab.root / "bad.yaml").write_text("01_good: {cache: 13}\n")
     done = lab.call("python", "-m", "lib.run", "--params", "bad.yaml")
     assert done.returncode == 1
-    assert "01_good failed in cell 3 (import matplotlib.pyplot as plt)" in done.stderr
+    assert "01_good failed in cell 3, line 4 (assert cache != 13, 'thirteen')" in done.stderr
     assert "AssertionError: thirteen" in done.stderr
     assert "Traceback" not in done.stderr
     after = lab.files()
     assert "notebooks/01_good.failed.ipynb" in after
     del after["notebooks/01_good.failed.ipynb"]
     assert after == before
+
+
+def test_a_failure_inside_a_function_names_the_line_of_the_cell(lab):
+    define = "import json\ndef read():\n    return json.loads('')"
+    lab.notebook("02_calls", define, "# reading\nread()")
+    done = lab.call("python", "-m", "lib.run", "02")
+    assert "02_calls failed in cell 3, line 2 (read())\nJSONDecodeError" in done.stderr
+    lab.notebook("02_calls", "x = 1\nx = = 2")
+    done = lab.call("python", "-m", "lib.run", "02")
+    assert "02_calls failed in cell 2, line 2 (x = = 2)\nSyntaxError" in done.stderr
+
+
+def test_at_a_terminal_a_bar_and_then_one_line_a_notebook(lab):
+    lab.notebook("02_other", "1 + 1")
+    command = ["python", "-m", "lib.run"]
+    code, shown = at_terminal(command, cwd=lab.root, env=lab.environment())
+    assert code == 0, shown
+    assert "cell/s" in shown
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in shown.rstrip().split("\n")]
+    assert len(lines) == 2
+    for line, begun in zip(lines, ("[1/2] 01_good ... ", "[2/2] 02_other ... "), strict=True):
+        assert re.fullmatch(re.escape(begun) + r"\d+ s", line)
 
 
 def test_a_dead_kernel_is_named_too(lab):

@@ -2,19 +2,19 @@
 
 from collections.abc import Callable
 
-from .base import Compressor, compress
-from .fix_size_l2 import FixSizeL2, fix_size_l2_compress
-from .l2_compress import L2Compress, l2_compress
-from .recent_only import RecentOnly, recent_only_compress
-from .streaming_llm import StreamingLLM, streaming_llm_compress
+from .base import Compressor, compress, compress_function
+from .fix_size_l2 import FixSizeL2
+from .l2_compress import L2Compress
+from .recent_only import RecentOnly
+from .streaming_llm import StreamingLLM
 
-# class, and the same as a function on (key, value) pairs or a Cache
-METHODS: dict[str, tuple[type[Compressor], Callable]] = {
-    StreamingLLM.name: (StreamingLLM, streaming_llm_compress),
-    RecentOnly.name: (RecentOnly, recent_only_compress),
-    L2Compress.name: (L2Compress, l2_compress),
-    FixSizeL2.name: (FixSizeL2, fix_size_l2_compress),
+METHODS: dict[str, type[Compressor]] = {
+    "streaming_llm": StreamingLLM,
+    "recent_only": RecentOnly,
+    "l2_compress": L2Compress,
+    "fix_size_l2": FixSizeL2,
 }
+_FUNCTIONS = {name: compress_function(method) for name, method in METHODS.items()}
 
 
 def list_methods() -> list[str]:
@@ -23,11 +23,16 @@ def list_methods() -> list[str]:
 
 
 def get_compress_fn(name: str) -> Callable:
-    """The compress function of a method by name; ValueError lists the names."""
-    if name not in METHODS:
+    """A method as a function of a cache and the method's parameters; ValueError lists the names."""
+    if name not in _FUNCTIONS:
         raise ValueError(f"method {name!r}: allowed are {list_methods()}")
-    return METHODS[name][1]
+    return _FUNCTIONS[name]
 
+
+streaming_llm_compress = get_compress_fn("streaming_llm")
+recent_only_compress = get_compress_fn("recent_only")
+l2_compress = get_compress_fn("l2_compress")
+fix_size_l2_compress = get_compress_fn("fix_size_l2")
 
 __all__ = [
     "METHODS",

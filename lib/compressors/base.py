@@ -1,8 +1,9 @@
 """What every compressor is: a dataclass that says which cached tokens stay."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import ClassVar
 
 import torch
@@ -21,6 +22,23 @@ def require_int(name: str, value, low: int) -> None:
     """Raise a ValueError unless `value` is a whole number of at least `low`."""
     ok = isinstance(value, Integral) and not isinstance(value, bool) and value >= low
     require(ok, name, value, f"an int >= {low}")
+
+
+def require_share(name: str, value, above: float | None = None) -> None:
+    """Raise a ValueError unless `value` is a number from 0 to 1, and more than `above`."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    ok = number and 0 <= value <= 1 and (above is None or value > above)
+    require(ok, name, value, "a number from 0 to 1" + ("" if above is None else f", above {above}"))
+
+
+def layer_set(layers) -> tuple[int, ...]:
+    """`skip_layers` as a tuple of layer indices, or a ValueError."""
+    require(
+        isinstance(layers, (list, tuple, set)), "skip_layers", layers, "a list of layer indices"
+    )
+    for layer in layers:
+        require_int("skip_layers", layer, 0)
+    return tuple(layers)
 
 
 @dataclass
@@ -70,6 +88,18 @@ def compress(past_key_values: Pairs | Cache, compressor: Compressor) -> Pairs | 
         )
     cut = [_cut(k, v, compressor, i) for i, (k, v) in enumerate(past_key_values)]
     return type(past_key_values)(cut)
+
+
+def compress_function(method: type[Compressor]) -> Callable[..., Pairs | Cache]:
+    """`method` as a function: `f(past_key_values, **parameters)`, see `compress`."""
+
+    def function(past_key_values: Pairs | Cache, *args, **kwargs) -> Pairs | Cache:
+        return compress(past_key_values, method(*args, **kwargs))
+
+    function.__name__ = function.__qualname__ = f"{method.name.removesuffix('_compress')}_compress"
+    function.__doc__ = f"{method.__name__}, applied once to (key, value) pairs or a Cache."
+    function.method = method
+    return function
 
 
 def _cut(keys, values, compressor, layer_idx):

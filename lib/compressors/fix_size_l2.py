@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from .base import Compressor, compress, require, require_int
+from .base import Compressor, layer_set, require, require_int, require_share
 from .l2_compress import key_norms
 
 STRATEGIES = ("keep_low", "keep_high", "random")
@@ -29,7 +29,9 @@ class FixSizeL2(Compressor):
 
     def __post_init__(self):
         require_int("fix_kv_size", self.fix_kv_size, 1)
-        require(0 <= self.keep_ratio <= 1, "keep_ratio", self.keep_ratio, "0 <= keep_ratio <= 1")
+        require_share("keep_ratio", self.keep_ratio)
+        require_int("seed", self.seed, 0)
+        self.skip_layers = layer_set(self.skip_layers)
         require(self.strategy in STRATEGIES, "strategy", self.strategy, f"one of {STRATEGIES}")
 
     @property
@@ -63,16 +65,3 @@ class FixSizeL2(Compressor):
         content = keys[:, -1].float().contiguous().view(torch.int32).sum().item()
         seed = hash((self.seed, layer_idx, keys.shape[1], content)) % 2**63
         return torch.rand(keys.shape[:2], generator=torch.Generator().manual_seed(seed))
-
-
-def fix_size_l2_compress(
-    past_key_values,
-    fix_kv_size: int = 512,
-    keep_ratio: float = 0.2,
-    strategy: str = "keep_low",
-    skip_layers=(0, 1),
-    seed: int = 0,
-):
-    """`FixSizeL2` applied once; see `lib.compressors.base.compress` for what goes in and out."""
-    method = FixSizeL2(fix_kv_size, keep_ratio, strategy, tuple(skip_layers), seed)
-    return compress(past_key_values, method)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from .base import Compressor, compress, require, require_int
+from .base import Compressor, layer_set, require_int, require_share
 
 
 def key_norms(keys: torch.Tensor) -> torch.Tensor:
@@ -31,8 +31,9 @@ class L2Compress(Compressor):
     skip_layers: tuple[int, ...] = (0, 1)
 
     def __post_init__(self):
-        require(0 < self.keep_ratio <= 1, "keep_ratio", self.keep_ratio, "0 < keep_ratio <= 1")
+        require_share("keep_ratio", self.keep_ratio, above=0)
         require_int("prune_after", self.prune_after, 0)
+        self.skip_layers = layer_set(self.skip_layers)
 
     @property
     def budget(self) -> int | None:
@@ -45,10 +46,3 @@ class L2Compress(Compressor):
             return None
         # topk is unordered: sort, so that what is kept stays in time order
         return key_norms(keys).topk(kept, dim=-1, largest=False).indices.sort(dim=-1).values
-
-
-def l2_compress(
-    past_key_values, keep_ratio: float = 0.8, prune_after: int = 1000, skip_layers=(0, 1)
-):
-    """`L2Compress` applied once; see `lib.compressors.base.compress` for what goes in and out."""
-    return compress(past_key_values, L2Compress(keep_ratio, prune_after, tuple(skip_layers)))

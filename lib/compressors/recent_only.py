@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from .base import Compressor, compress, require_int
+from .base import Compressor, require_int
 
 
 @dataclass
@@ -28,8 +28,3 @@ class RecentOnly(Compressor):
         if length <= self.window_size:
             return None
         return torch.arange(length - self.window_size, length, device=keys.device)
-
-
-def recent_only_compress(past_key_values, window_size: int = 512):
-    """`RecentOnly` applied once; see `lib.compressors.base.compress` for what goes in and out."""
-    return compress(past_key_values, RecentOnly(window_size))

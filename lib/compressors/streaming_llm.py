@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from .base import Compressor, compress, require_int
+from .base import Compressor, require_int
 
 
 @dataclass
@@ -34,8 +34,3 @@ class StreamingLLM(Compressor):
             return None
         index = torch.arange(length, device=keys.device)
         return torch.cat((index[: self.start_size], index[length - self.recent_size :]))
-
-
-def streaming_llm_compress(past_key_values, start_size: int = 4, recent_size: int = 508):
-    """`StreamingLLM` applied once; see `lib.compressors.base.compress` for what goes in and out."""
-    return compress(past_key_values, StreamingLLM(start_size, recent_size))
