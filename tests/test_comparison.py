@@ -3,7 +3,6 @@
 import math
 
 import ipywidgets as widgets
-import numpy as np
 import pandas as pd
 import pytest
 import torch
