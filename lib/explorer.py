@@ -70,7 +70,8 @@ class Explorer:
         color = method_color("streaming_llm")
         ax.fill_betweenx(query, first, query, color=color, alpha=0.4, linewidth=0, label="recent")
         if start_size:  # outlined, so that a few sinks in a long text can be seen
-            ax.fill_betweenx([0, length], 0, start_size, color=color, linewidth=2, label="sinks")
+            edge = {"linewidth": 4, "clip_on": False}
+            ax.fill_betweenx([0, length], 0, start_size, color=color, label="sinks", **edge)
         ax.set(xlim=(0, length), ylim=(length, 0), xlabel="key (token)", ylabel="query (token)")
         ax.set_title(f"Seen: {start_size} sinks + {recent_size} recent")
         ax.legend(loc="upper right")

@@ -23,7 +23,7 @@ def tokens():
 
 @pytest.fixture(scope="module")
 def texts(tokens):
-    return texts_of(tokens, 6, 5 * BUDGET)
+    return texts_of(tokens, 6, 5 * BUDGET, bos_token_id=0)
 
 
 def ppl(nll: torch.Tensor) -> float:
@@ -48,7 +48,7 @@ def test_copies_random_tokens(model):
 
 def test_dense_attention_fails_beyond_the_trained_length(model, tokens):
     trained = model.config.max_position_embeddings
-    nll = evaluate(model, texts_of(tokens, 2, 8 * trained + 1)).nll
+    nll = evaluate(model, texts_of(tokens, 2, 8 * trained + 1, 0)).nll
     near, far = (nll[:, end - 256 : end] for end in (trained, 8 * trained))
     assert ppl(far) > 3 * ppl(near)
 
