@@ -21,7 +21,7 @@ from .paths import atomic_path
 from .progress import progress
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Phase:
     """`steps` updates with one optimizer and one context; the learning rate falls linearly."""
 

@@ -1,12 +1,15 @@
 """The shipped model shows what the notebooks stand on; small samples, so with some slack."""
 
+import json
+
 import pytest
 import torch
+import yaml
 
 from lib import RecentOnly, StreamingLLM, evaluate, evaluate_recompute, load_model, load_tokens
 from lib.batches import copying_loss
 from lib.comparison import texts_of
-from lib.paths import MODELS
+from lib.paths import MODELS, PARAMS
 
 BUDGET = 256
 
@@ -66,3 +69,16 @@ def test_streaming_is_as_good_as_encoding_the_window_anew(model, texts):
         [evaluate_recompute(model, row, BUDGET + 1, targets, start_size=4) for row in texts]
     )
     assert ppl(streaming) < 1.05 * ppl(recomputed)
+
+
+def test_the_recipe_is_that_of_the_parameter_file():
+    recipe = json.loads((MODELS / "reference" / "recipe.json").read_text(encoding="utf-8"))
+    given = yaml.safe_load((PARAMS / "reference_model.yaml").read_text(encoding="utf-8"))
+    given = given["00_reference_model"]
+    for name in ("step", "context", "batch_size", "optimizer", "lr", "lr_end", "warmup"):
+        plural = {"step": "steps", "batch_size": "batch_sizes"}.get(name, f"{name}s")
+        own = {"step": "steps"}.get(name, name)
+        assert [phase[own] for phase in recipe["phases"]] == given[plural]
+    assert {phase["muon_lr"] for phase in recipe["phases"]} == {0.02}
+    log = json.loads((MODELS / "reference" / "training_log.json").read_text(encoding="utf-8"))
+    assert log[-1]["step"] == sum(given["steps"])

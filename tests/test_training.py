@@ -16,8 +16,8 @@ from lib.training import Phase, Recipe, build_model, ship, train
 torch.set_num_threads(1)  # tiny models are slower on several
 VOCAB = 200
 PHASES = [
-    Phase(4, context=32, batch_size=4, warmup=2, lr=1e-2, lr_end=1e-3),
-    Phase(4, context=48, batch_size=2, warmup=0, optimizer="muon", muon_lr=0.02),
+    Phase(steps=4, context=32, batch_size=4, warmup=2, lr=1e-2, lr_end=1e-3),
+    Phase(steps=4, context=48, batch_size=2, warmup=0, optimizer="muon", muon_lr=0.02),
 ]
 RECIPE = Recipe(
     PHASES, vocab_size=VOCAB, hidden_size=32, num_layers=2, num_heads=2, eval_every=2, seed=3
@@ -135,7 +135,9 @@ def test_no_batch_is_seen_twice(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_it_learns(tmp_path, optimizer):
-    phase = Phase(80, context=32, batch_size=8, optimizer=optimizer, lr=1e-2, lr_end=1e-3, warmup=5)
+    phase = Phase(
+        steps=80, context=32, batch_size=8, optimizer=optimizer, lr=1e-2, lr_end=1e-3, warmup=5
+    )
     recipe = replace(RECIPE, phases=[phase], copy_share=0.0, repeat_share=0.0, eval_every=80)
     _, log = train(recipe, TOKENS, TOKENS, tmp_path)
     # the first token of a text is one of 50, and the others are certain
