@@ -128,6 +128,8 @@ def test_an_interrupted_run_cleans_up(lab, number, code):
         env=lab.environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        # a script's background job would hand down SIGINT as ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (lab.root / "begun").exists():
         assert process.poll() is None
