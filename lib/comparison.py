@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import pandas as pd
 import torch
 
-from .cache import window_of
 from .compressors import Compressor, FixSizeL2, L2Compress, RecentOnly, StreamingLLM
 from .compressors.base import require, require_int
 from .perplexity import Evaluation, evaluate
@@ -79,7 +78,7 @@ def quality(
             require(chunk_size <= most, "chunk_size", chunk_size, f"at most {most} for {name}")
     results = {}
     for name, method in progress(methods.items(), desc="quality"):
-        exact = method is None or window_of(method) is not None
+        exact = method is None or method.window is not None
         results[name] = evaluate(model, texts, method, 512 if exact else chunk_size)
     return results
 

@@ -9,10 +9,13 @@ from .recent_only import RecentOnly
 from .streaming_llm import StreamingLLM
 
 METHODS: dict[str, type[Compressor]] = {
-    "streaming_llm": StreamingLLM,
-    "recent_only": RecentOnly,
-    "l2_compress": L2Compress,
-    "fix_size_l2": FixSizeL2,
+    method.name: method
+    for method in (
+        StreamingLLM,
+        RecentOnly,
+        L2Compress,
+        FixSizeL2,
+    )
 }
 _FUNCTIONS = {name: compress_function(method) for name, method in METHODS.items()}
 

@@ -41,6 +41,18 @@ def layer_set(layers) -> tuple[int, ...]:
     return tuple(layers)
 
 
+@dataclass(frozen=True)
+class Window:
+    """Position-only methods: query t sees j < start_size and t - recent_size <= j <= t."""
+
+    start_size: int
+    recent_size: int
+
+    @property
+    def budget(self) -> int:
+        return self.start_size + self.recent_size
+
+
 @dataclass
 class Compressor(ABC):
     """Decides which tokens of a layer's cache stay; cutting and turning are the cache's work."""
@@ -52,6 +64,11 @@ class Compressor(ABC):
     @abstractmethod
     def budget(self) -> int | None:
         """Tokens kept per compressed layer between steps; None where there is no fixed number."""
+
+    @property
+    def window(self) -> Window | None:
+        """The window of a method that looks at positions only; None for one that looks at keys."""
+        return None
 
     @abstractmethod
     def keep(self, keys: torch.Tensor, layer_idx: int) -> torch.Tensor | None:

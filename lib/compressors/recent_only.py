@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from .base import Compressor, require_int
+from .base import Compressor, Window, require_int
 
 
 @dataclass
@@ -22,6 +22,10 @@ class RecentOnly(Compressor):
     @property
     def budget(self) -> int:
         return self.window_size
+
+    @property
+    def window(self) -> Window:
+        return Window(0, self.window_size)
 
     def keep(self, keys: torch.Tensor, layer_idx: int) -> torch.Tensor | None:
         length = keys.shape[2]

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from .base import Compressor, require_int
+from .base import Compressor, Window, require_int
 
 
 @dataclass
@@ -27,6 +27,10 @@ class StreamingLLM(Compressor):
     @property
     def budget(self) -> int:
         return self.start_size + self.recent_size
+
+    @property
+    def window(self) -> Window:
+        return Window(self.start_size, self.recent_size)
 
     def keep(self, keys: torch.Tensor, layer_idx: int) -> torch.Tensor | None:
         length = keys.shape[2]
