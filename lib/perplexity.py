@@ -133,27 +133,33 @@ def evaluate_recompute(
     batch_size: int = 16,
     desc: str | None = None,
 ) -> torch.Tensor:
-    """NLL (nats) of the tokens `targets` when the window is encoded anew for each of them.
+    """NLL (nats) of the tokens `targets` (n,) when the window is encoded anew for each of them.
 
-    `input_ids` (T,). Each target at index i is predicted from the `context` tokens before it; with
-    `start_size` the first of these are the text's first tokens, as in sinks + window. This is the
-    paper's "sliding window with re-computation", quadratic in the window for every token.
+    `input_ids` (T,) or (B, T) gives (n,) or (B, n). Each target at index i is predicted from the
+    `context` tokens before it; with `start_size` the first of these are the text's first tokens, as
+    in sinks + window. This is the paper's "sliding window with re-computation", quadratic in the
+    window for every token.
     """
-    ids = check_ids(model, input_ids, 2)[0]
-    low, high = context, len(ids) - 1
+    ids = check_ids(model, input_ids, 2)
+    low, high = context, ids.shape[1] - 1
     require_int("context", context, 1)
     require_int("start_size", start_size, 0)
     require(start_size < context, "start_size", start_size, f"less than context={context}")
     ok = len(targets) and low <= int(targets.min()) and int(targets.max()) <= high
     require(ok, "targets", targets.tolist()[:8], f"indices in {low}..{high}")
+    recent = targets[:, None] - torch.arange(context - start_size, 0, -1)
+    windows = torch.cat((torch.arange(start_size).expand(len(targets), -1), recent), dim=1)
     losses = []
-    sinks = torch.arange(start_size)
-    for part in progress(targets.split(batch_size), desc=desc, disable=desc is None):
-        recent = part[:, None] - torch.arange(context - start_size, 0, -1)
-        index = torch.cat((sinks.expand(len(part), -1), recent), dim=1).to(ids.device)
-        logits = model(input_ids=ids[index], use_cache=False, logits_to_keep=1).logits[:, -1]
-        losses.append(F.cross_entropy(logits.float(), ids[part.to(ids.device)], reduction="none"))
-    return torch.cat(losses).cpu()
+    for row in progress(ids, desc=desc, disable=desc is None):
+        for window, target in zip(
+            windows.split(batch_size), targets.split(batch_size), strict=True
+        ):
+            batch = row[window.to(ids.device)]  # (batch_size, context)
+            logits = model(input_ids=batch, use_cache=False, logits_to_keep=1).logits[:, -1]
+            expected = row[target.to(ids.device)]
+            losses.append(F.cross_entropy(logits.float(), expected, reduction="none").cpu())
+    nll = torch.cat(losses).view(len(ids), len(targets))
+    return nll[0] if input_ids.ndim == 1 else nll
 
 
 def _run(model, ids, chunk_size, step, after, desc):

@@ -78,9 +78,7 @@ def _streaming(model, tokens, budget: int, num_texts: int, samples: int) -> list
     at_targets = streaming[:, targets - 1]
     rows = [("window over sinks + window", window[:, after], streaming[:, after])]
     for label, start_size in (("recomputed window", 0), ("recomputed sinks + window", 4)):
-        recomputed = torch.stack(
-            [evaluate_recompute(model, row, budget + 1, targets, start_size) for row in texts]
-        )
+        recomputed = evaluate_recompute(model, texts, budget + 1, targets, start_size)
         rows.append((f"sinks + window over {label}", at_targets, recomputed))
     return [(f"{name}, {budget}", *ppl_ratio_ci(a, b), num_texts) for name, a, b in rows]
 

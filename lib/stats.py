@@ -58,6 +58,26 @@ def by_position(nll: torch.Tensor, edges: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def on_top_of(
+    sample: torch.Tensor, base: torch.Tensor, targets: torch.Tensor, edges: np.ndarray
+) -> pd.DataFrame:
+    """Perplexity by position of a method known at the tokens `targets` only, as by `by_position`.
+
+    `sample` is (texts, targets), `base` another method's (texts, tokens): the paired ratio of the
+    two at the targets, on top of the other's curve. Fewer than four targets make no row.
+    """
+    rows = []
+    spans = zip(edges[:-1], edges[1:], strict=True)
+    for (low, high), known in zip(spans, by_position(base, edges).itertuples(), strict=True):
+        inside = (targets >= low) & (targets < high)
+        if inside.sum() >= 4:
+            gap = ppl_ratio_ci(sample[:, inside], base[:, targets[inside] - 1])
+            ppl, ppl_low, ppl_high = (known.ppl * ratio for ratio in gap)
+            row = {"position": known.position, "ppl": ppl}
+            rows.append(row | {"ppl_low": ppl_low, "ppl_high": ppl_high})
+    return pd.DataFrame(rows)
+
+
 def log_edges(first: int, last: int, per_octave: int = 2) -> np.ndarray:
     """Whole-number edges from `first` to `last`, evenly spaced on a log axis."""
     count = max(2, int(np.ceil(np.log2(last / first) * per_octave)) + 1)

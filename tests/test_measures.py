@@ -8,8 +8,23 @@ import pytest
 import torch
 from reference import FAMILIES, VOCAB, cached_model, project, rotate, tiny_ids, tiny_model
 
-from lib import Evaluation, StreamingLLM, attention_maps, evaluate, sink_strength
-from lib.stats import by_position, log_edges, mean_ci, ppl_ci, ppl_ratio_ci, summarise
+from lib import (
+    Evaluation,
+    StreamingLLM,
+    attention_maps,
+    evaluate,
+    evaluate_recompute,
+    sink_strength,
+)
+from lib.stats import (
+    by_position,
+    log_edges,
+    mean_ci,
+    on_top_of,
+    ppl_ci,
+    ppl_ratio_ci,
+    summarise,
+)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -143,3 +158,22 @@ def test_summarise():
         {"method": ["b", "a"], "n": [5, 1], "x": [3, 7.0], "x_q1": [2, 7.0], "x_q3": [4, 7.0]}
     )
     pd.testing.assert_frame_equal(summarise(runs, ["method"], ["x"]), expected)
+
+
+def test_on_top_of():
+    base = torch.zeros(2, 16) + torch.tensor([[1.0], [3.0]])
+    targets = torch.tensor([1, 2, 3, 9, 10, 11, 12])  # three before position 4, four from there on
+    sample = base[:, targets - 1] + torch.tensor([[0.5], [1.5]])
+    (row,) = on_top_of(sample, base, targets, np.array([0, 4, 16])).to_dict("records")
+    assert row["position"] == pytest.approx(8)
+    assert row["ppl"] == pytest.approx(math.exp(2 + 1))
+    half = 12.706 * 0.5  # Student's t for one degree of freedom, times a standard error of 0.5
+    assert math.log(row["ppl_low"]) == pytest.approx(3 - half, rel=1e-3)
+    assert math.log(row["ppl_high"]) == pytest.approx(3 + half, rel=1e-3)
+
+
+def test_recompute_of_several_texts_is_that_of_each():
+    model, ids, targets = tiny_model("neox_25"), tiny_ids(2, 20), torch.tensor([7, 12, 19])
+    both = evaluate_recompute(model, ids, 6, targets, start_size=2, batch_size=2)
+    rows = [evaluate_recompute(model, row, 6, targets, start_size=2) for row in ids]
+    torch.testing.assert_close(both, torch.stack(rows))
