@@ -28,6 +28,7 @@ _PUBLIC = {
         "evaluate_with_compression",
     ],
     "results": ["save_figure", "save_table"],
+    "streaming": ["disable_streaming_llm", "enable_streaming_llm"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = sorted(_HOME)

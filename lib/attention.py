@@ -8,7 +8,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from .compressors.base import require, require_int
-from .rope import rotate_half
 
 NAME = "kv_lab"
 
@@ -16,34 +15,41 @@ NAME = "kv_lab"
 def kv_lab_attention(
     module, query, key, value, attention_mask, scaling=None, dropout=0.0, kv_step=None, **kwargs
 ):
-    """SDPA under the mask of a `lib.cache.Step`: query (B, H, n, D), key and value (B, Hkv, S, D).
+    """SDPA under the mask of a `lib.steps.Step`: query (B, H, n, D), key and value (B, Hkv, S, D).
 
     Where sinks are looked up from another position than the window (`sink_delta`), the rotary
     dims are appended once more to the head: window keys are zero there, sink keys zero in the
-    ordinary ones. One fused call then gives each query both distances.
+    ordinary ones. One fused call then gives each query both distances. A step much longer than
+    the window goes block by block, so that time and memory grow with its length only.
     """
     if kv_step is None:
-        raise ValueError("kv_lab attention needs the keyword arguments of CompressedCache.step(n)")
-    mask = kv_step.mask(key.shape[2], query.device, query.dtype)
-    D = value.shape[-1]
+        raise ValueError(f"attention {NAME!r} is only for steps with a CompressedCache")
+    D, length = value.shape[-1], key.shape[2]
     if kv_step.sink_delta is not None:
         query, key = _append_sink_dims(query, key, kv_step)
         value = pad(value, (0, key.shape[-1] - D))
-    output, weights = sdpa_attention_forward(
-        module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=False
-    )
-    return output[..., :D], weights  # (B, n, H, D)
+    front, outputs = kv_step.front, []
+    sinks = key[:, :, :front].clone(), value[:, :, :front].clone()
+    for queries, keys in kv_step.blocks(length):
+        # the sinks go where no later block looks, just in front of this block's window
+        place = slice(keys.start, keys.start + front)
+        key[:, :, place], value[:, :, place] = sinks
+        mask = kv_step.mask(queries, keys, length, query.device, query.dtype)
+        q, k, v = query[:, :, queries], key[:, :, keys], value[:, :, keys]
+        output = sdpa_attention_forward(
+            module, q, k, v, mask, dropout=dropout, scaling=scaling, is_causal=False
+        )[0]
+        outputs.append(output[..., :D])  # (B, n, H, D)
+    return torch.cat(outputs, dim=1), None
 
 
 def _append_sink_dims(query, key, step):
-    rope, start = step.rope, step.window.start_size
+    rope, front = step.rope, step.front
     R = rope.rotary_dim
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    cos, sin = rope.cos_sin(step.sink_delta, dtype)  # (n, R)
-    rotated = query[..., :R].to(dtype)
-    for_sinks = (rotated * cos + rotate_half(rotated) * sin).to(query.dtype)
+    cos, sin = rope.cos_sin(step.sink_delta[:, None])  # (1 or B, 1, n, R)
+    for_sinks = rope.rotate(query[..., :R], cos, sin)
     query = torch.cat((query, for_sinks), dim=-1)  # (B, H, n, D + R)
-    sinks, window = key[:, :, :start], key[:, :, start:]
+    sinks, window = key[:, :, :front], key[:, :, front:]
     sinks = torch.cat((pad(sinks[..., R:], (R, 0)), sinks[..., :R]), dim=-1)
     return query, torch.cat((sinks, pad(window, (0, R))), dim=2)
 

@@ -1,150 +1,274 @@
 """A transformers Cache that lets a compressor decide which tokens stay.
 
-One forward pass is one step of n tokens. `CompressedCache.step(n)` gives the keyword arguments
-that the step needs: position ids, and a `Step` that tells the attention function (`lib.attention`)
-who sees whom. What a layer holds, and how it cuts and turns, is in `lib.layers`.
+    cache = CompressedCache(model, StreamingLLM(4, 508))
+    model.generate(**inputs, past_key_values=cache)
+
+Each forward pass is one step. Before it, a hook on the model asks the cache for the step's position
+ids and masks (`CompressedCache.step`); only a step of several tokens in which old ones leave needs
+attention of our own, `lib.attention`, and gets it for that step alone.
 """
 
 import copy
-from dataclasses import dataclass, field
 
 import torch
-from transformers import Cache
+from transformers import Cache, PreTrainedConfig
 
+from .checks import check_config, check_method
 from .compressors import Compressor
-from .compressors.base import Window, require, require_int
+from .compressors.base import require, require_int
+from .hooks import Announced, attach
 from .layers import Layer, ScatteredLayer, WindowLayer
-from .rope import Rope, find_rope
+from .rope import find_rope, rotary_embeddings
+from .slots import Slots
+from .steps import Step, mask_of_one, plan
 
-POSITIONS = ("in_cache", "original")
 # float32 angles lose precision with the position, so positions start again every so many tokens
 REBASE_EVERY = 4096
+NO_MASK = ("flash_attention_2", "flash_attention_3", "flex_attention")
 
 
-@dataclass
-class Step:
-    """What the attention function must know of one step of `n` new tokens."""
+class CompressedCache(Announced):
+    """A cache under one of our compressors, for any RoPE model: pass it as `past_key_values`.
 
-    n: int
-    start: int  # index in the stream of the first new token
-    window: Window | None  # None: the new tokens see all that is cached
-    rope: Rope | None = None
-    sink_delta: torch.Tensor | None = None  # (n,): turns a query to where sinks are looked up from
-    _masks: dict[int, torch.Tensor] = field(default_factory=dict)
-
-    def mask(self, length: int, device, dtype) -> torch.Tensor | None:
-        """Additive mask (n, length) for `length` cached and new keys; None where all are seen."""
-        if self.n == 1:
-            return None  # the cache holds just what one token may see
-        if length not in self._masks:
-            query = torch.arange(self.start, self.start + self.n, device=device)[:, None]
-            key = torch.arange(self.start + self.n - length, self.start + self.n, device=device)
-            seen = key <= query
-            if self.window is not None:
-                sinks = min(self.window.start_size, self.start + self.n)
-                seen &= key >= query - self.window.recent_size
-                seen[:, :sinks] = torch.arange(sinks, device=device) <= query
-            mask = torch.zeros(seen.shape, device=device, dtype=dtype)
-            self._masks[length] = mask.masked_fill(~seen, torch.finfo(dtype).min)
-        return self._masks[length]
-
-
-class CompressedCache(Cache):
-    """A cache with one of our compressors, for the loops in `lib.generation` and `lib.perplexity`.
-
+    `buffer`: the cache may grow by so many tokens before it is cut (lazy eviction).
     `positions="in_cache"` counts distances inside the cache (keys are turned, in float32);
     `"original"` leaves keys as they were rotated, with gaps where tokens were cut.
-    Raises ValueError where the model's keys can't be turned (`lib.rope.find_rope`).
+    `prefill="streamed"`: each token of a prompt sees its own window; `"dense"`: the prompt sees
+    all of itself and is cut afterwards, as it always is for methods that look at the keys.
+    `static`: steps of one token have fixed shapes, for torch.compile.
+    Made from a config alone, it can't know of padding, nor stream a prompt past the budget.
     """
 
-    def __init__(self, model, compressor: Compressor, positions: str = "in_cache"):
-        check_method(compressor, positions)
+    def __init__(
+        self,
+        model_or_config,
+        compressor: Compressor,
+        buffer: int = 0,
+        positions: str = "in_cache",
+        prefill: str = "streamed",
+        static: bool = False,
+    ):
+        check_method(compressor, positions, buffer, prefill)
+        require(compressor is not None, "compressor", compressor, "a Compressor")
         self.compressor = copy.deepcopy(compressor)
-        self.positions = positions
-        self.rope = find_rope(model) if positions == "in_cache" else None
-        self.window = compressor.window
-        self.num_layers = model.config.get_text_config().num_hidden_layers
-        super().__init__(layers=self._empty_layers())
-        self._announced = 0  # tokens of the step under way
+        self.buffer, self.positions, self.prefill = buffer, positions, prefill
+        self.static = static
+        model = None if isinstance(model_or_config, PreTrainedConfig) else model_or_config
+        config = (model_or_config if model is None else model.config).get_text_config()
+        check_config(config, compressor, buffer)
+        self.rope = find_rope(model_or_config) if positions == "in_cache" else None
+        # without rotation positions are looked up in a table, which ends
+        learned = model is not None and not rotary_embeddings(model)
+        self.last_position = config.max_position_embeddings if learned else None
+        self.dtype = getattr(model_or_config, "dtype", None) or torch.float32
+        window = compressor.window
+        require(window or not static, "static", static, "False for methods that look at the keys")
+        self.slots = Slots(window, buffer) if window else None
+        super().__init__(layers=self._layers(config.num_hidden_layers))
+        self.seen = 0  # tokens of the stream so far
+        self.position = 0  # position of the next token
+        self._step: Step | None = None  # the one under way
+        if model is not None:
+            attach(model)
 
-    def _empty_layers(self) -> list[Layer]:
-        if self.window is not None:
-            return [WindowLayer(self.window, self.rope) for _ in range(self.num_layers)]
-        return [ScatteredLayer(i, self.compressor, self.rope) for i in range(self.num_layers)]
+    def _layers(self, number: int) -> list[Layer]:
+        if self.slots is not None:
+            return [WindowLayer(self.slots, self.rope, self.static) for _ in range(number)]
+        each = (self.compressor, self.buffer, self.rope)
+        return [ScatteredLayer(i, *each) for i in range(number)]
 
     def __repr__(self) -> str:
-        return f"CompressedCache({self.compressor}, {self.positions}, held={self.cached_lengths})"
+        return (
+            f"CompressedCache({self.compressor}, budget={self.compressor.budget}, "
+            f"buffer={self.buffer}, positions={self.positions!r}, prefill={self.prefill!r}, "
+            f"seen={self.seen}, cached_lengths={self.cached_lengths})"
+        )
 
     def reset(self) -> None:
         """Forget everything: the next token begins a new stream."""
-        self.layers = self._empty_layers()
+        self.seen = self.position = 0
+        self._step = None
+        if self.slots is not None:
+            self.slots.reset()
+        for layer in self.layers:
+            layer.reset()
 
-    def update(self, key_states, value_states, layer_idx: int, *args, **kwargs):
-        """What attention may see: all that is cached, and the new tokens (B, H, n, D)."""
-        if key_states.shape[2] != self._announced:
-            # positions that disagree with the cache's would go unnoticed
-            raise RuntimeError(
-                f"a step of {key_states.shape[2]} tokens was not announced: call the model with "
-                "**cache.step(n), or use lib.generate and lib.evaluate"
-            )
-        if layer_idx == self.num_layers - 1:
-            self._announced = 0
-        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens of the stream seen so far, kept or not."""
+        return self.seen
 
-    def step(self, n: int, device="cpu") -> dict:
-        """Keyword arguments of the model's forward for the next `n` tokens."""
-        require_int("n", n, 1)
-        self._rebase(n)
-        self._announced = n
-        position = self.layers[0].position
-        step = Step(n, self.get_seq_length(), self.window, self.rope)
-        positions = torch.arange(position, position + n, device=device)
-        if n > 1 and self.rope is not None and self.window is not None:
-            stream = torch.arange(step.start, step.start + n, device=device)
-            delta = stream.clamp(max=self.window.budget) - positions
-            if self.window.start_size and delta.any():
-                step.sink_delta = delta
-        return {"position_ids": positions[None], "past_key_values": self, "kv_step": step}
-
-    def _rebase(self, n: int) -> None:
-        """Keep positions small; distances, all that RoPE sees, stay the same."""
-        longest = max(layer.length for layer in self.layers)
-        if self.rope is None or not longest:
-            return
-        if self.layers[0].position + n > longest + max(REBASE_EVERY, n):
-            shift = self.layers[0].position - longest
-            for layer in self.layers:
-                layer.rebase(shift)
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Keys the next `query_length` tokens are given, and the index of the first of them."""
+        held = self.cached_lengths[layer_idx]
+        return held + query_length, self.seen - held
 
     @property
     def cached_lengths(self) -> list[int]:
         """Tokens held now, per layer."""
+        if self.slots is not None:
+            return [min(self.slots.used(self.seen), self.seen)] * len(self.layers)
         return [layer.length for layer in self.layers]
 
     @property
     def evictions(self) -> int:
-        """Steps in which some layer was cut."""
+        """How often some layer was cut."""
+        if self.slots is not None:
+            return self.slots.cuts(self.seen)
         return max(layer.evictions for layer in self.layers)
 
+    @property
+    def evicted(self) -> int:
+        """Tokens that have left the layer that lost most."""
+        if self.slots is not None:
+            return self.slots.evicted(self.seen)
+        return max(layer.evicted for layer in self.layers)
 
-def check_method(compressor, positions: str) -> None:
-    """Raise a ValueError unless these are a compressor (or None) and a way to count positions."""
-    ok = compressor is None or isinstance(compressor, Compressor)
-    require(ok, "compressor", compressor, "None or a Compressor such as StreamingLLM(4, 508)")
-    require(positions in POSITIONS, "positions", positions, f"one of {POSITIONS}")
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated: keys, values, and the keys kept un-turned."""
+        return sum(x.nbytes for layer in self.layers for x in layer.tensors().values())
 
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Take the rows `beam_idx`: the beams that go on."""
+        super().reorder_cache(beam_idx)
+        if self.slots is not None and self.slots.pads is not None:
+            rows = beam_idx.to(self.slots.pads.device)
+            self.slots.pads = self.slots.pads[rows]
 
-def check_ids(model, input_ids: torch.Tensor, shortest: int) -> torch.Tensor:
-    """Token ids as (B, T) on the model's device, or a ValueError."""
-    tensor = isinstance(input_ids, torch.Tensor) and input_ids.dtype in (torch.int64, torch.int32)
-    require(tensor, "input_ids", type(input_ids).__name__, "a tensor of whole numbers")
-    shape = tuple(input_ids.shape)
-    ok = len(shape) in (1, 2) and input_ids.numel() and shape[-1] >= shortest
-    require(ok, "input_ids.shape", shape, f"(T,) or (B, T) with T >= {shortest}")
-    vocabulary = model.config.get_text_config().vocab_size
-    low, high = int(input_ids.min()), int(input_ids.max())
-    require(low >= 0 and high < vocabulary, "input_ids", (low, high), f"ids in 0..{vocabulary - 1}")
-    return (input_ids[None] if input_ids.ndim == 1 else input_ids).to(model.device)
+    def update(self, key_states, value_states, layer_idx: int, *args, **kwargs):
+        """What attention may see: all that is cached, and the new tokens (B, H, n, D)."""
+        n = key_states.shape[2]
+        if self.static and n == 1:  # counted beforehand: nothing here may change under compile
+            return self.layers[layer_idx].update(key_states, value_states)
+        if self._step is None or self._step.n != n:
+            self._unannounced(key_states)
+        states = self.layers[layer_idx].update(key_states, value_states)
+        if layer_idx == len(self.layers) - 1:
+            self._finish()
+        return states
+
+    def _unannounced(self, key_states) -> None:
+        """A step that no hook saw: right as long as plain causal attention is."""
+        n, held = key_states.shape[2], self.cached_lengths
+        simple = n == 1 or self._is_plain(n) or (self.slots is None and len(set(held)) == 1)
+        if not simple or self.position != self.seen:
+            raise RuntimeError(
+                f"a step of {n} tokens after {self.seen} needs masks and positions that only the "
+                "model's hook gives: make the cache from the model, CompressedCache(model, ...), "
+                "and call that model"
+            )
+        self._begin(n, key_states.device)
+
+    def _is_plain(self, n: int) -> bool:
+        """Whether `n` tokens more see everything before them, so that any attention will do."""
+        if self.slots is None:
+            return self.seen == 0
+        fits = self.seen + n <= self.slots.budget + self.slots.buffer
+        return self._is_dense(n) or (fits and self.slots.pads is None)
+
+    def _is_dense(self, n: int) -> bool:
+        return self.prefill == "dense" and self.seen == 0 and n > 1
+
+    def step(self, n: int, device="cpu", attention_mask=None, attention: str = "sdpa") -> dict:
+        """Keyword arguments of the model's forward for the next `n` tokens; the hook's work.
+
+        `attention_mask` (B, T) may have pads in front. `attention` is the model's implementation;
+        where it can't do, `kv_step` is among the arguments, which `lib.attention` needs.
+        """
+        require_int("n", n, 1)
+        self._take_pads(attention_mask, n, attention)
+        self._make_room(n)
+        step = self._begin(n, device)
+        kwargs = {"past_key_values": self, "position_ids": self._position_ids(n, device)}
+        pads = None if self.slots is None else self.slots.pads
+        if n == 1 and (pads is not None or self.static):
+            require(attention not in NO_MASK, "attn_implementation", attention, "'sdpa' or 'eager'")
+            size = self.slots.size if self.static else None
+            kwargs["attention_mask"] = mask_of_one(step, size, device, self.dtype)
+        elif n == 1 and attention == "eager":  # its own mask would have the length of layer 0
+            kwargs["attention_mask"] = torch.zeros(1, 1, 1, 1, device=device, dtype=self.dtype)
+        else:
+            padded = pads is not None and self._is_dense(n)
+            kwargs["attention_mask"] = attention_mask if padded else None
+            if n > 1 and not self._is_plain(n):
+                kwargs["kv_step"] = step
+        if self.static and n == 1:
+            self._finish()
+        return kwargs
+
+    def _begin(self, n: int, device) -> Step:
+        """Plan the step and tell the layers."""
+        step = Step(n, self.seen, self.position, self.slots, self.rope)
+        if self.slots is not None:
+            plan(step, self._is_dense(n), device)
+        for layer in self.layers:
+            layer.step = step
+        self._step = step
+        return step
+
+    def _finish(self) -> None:
+        """All layers have the new tokens: count them."""
+        step, self._step = self._step, None
+        self.seen += step.n
+        self.position += step.n
+        if self.slots is not None:
+            cut = step.held + step.n - step.held_after
+            self.slots.first = step.first + cut if step.n == 1 else 0
+            placed = step.n > 1 or step.sink_slots is not None
+            turned = step.n > 1 and step.held_after < self.seen  # written un-turned
+            self.slots.stale = cut > 0 or turned or (self.slots.stale and not placed)
+
+    def _make_room(self, n: int) -> None:
+        """Before a step: move the window to the front of its buffer, keep positions small."""
+        slots = self.slots
+        if slots is not None:
+            held, front = slots.used(self.seen), slots.front(self.seen)
+            if n == 1 and slots.first + held + 1 > slots.size:
+                for layer in self.layers:
+                    layer.move(slots.first, held)
+                slots.first, slots.stale = 0, True
+        longest = max(self.cached_lengths)
+        if self.rope is None or self.position + n <= longest + max(REBASE_EVERY, n):
+            return
+        shift, self.position = self.position - longest, longest
+        for layer in self.layers:
+            if slots is None:
+                layer.turn_to(self.position)
+            else:
+                layer.rebase(shift, slice(slots.first + front, slots.first + held))
+        if slots is not None:
+            slots.stale = True
+
+    def _position_ids(self, n: int, device) -> torch.Tensor:
+        """(1 or B, n)"""
+        positions = torch.arange(self.position, self.position + n, device=device)[None]
+        if self.slots is not None and self.slots.pads is not None:
+            positions = positions - self.slots.pads
+        if self.last_position is not None:
+            highest = self.position + n
+            require(highest <= self.last_position, "tokens", highest, f"<= {self.last_position}")
+        return positions if self.rope is not None else positions.clamp(min=0)
+
+    def _take_pads(self, attention_mask, n: int, attention: str) -> None:
+        """Note how many pads each row has in front; refuse what can't be kept exact."""
+        if attention_mask is None or (n == 1 and self.seen > 0):
+            return
+        columns = self.seen + n
+        ok = attention_mask.ndim == 2 and attention_mask.shape[1] == columns
+        require(ok, "attention_mask.shape", tuple(attention_mask.shape), f"(batch, {columns})")
+        mask = attention_mask.bool()
+        before = (mask.cumsum(-1) == 0).sum(-1, keepdim=True)  # (B, 1)
+        ok = bool((before + mask.sum(-1, keepdim=True) == columns).all())
+        require(ok, "attention_mask", "zeros after ones", "padding on the left only")
+        known = 0 if self.slots is None or self.slots.pads is None else self.slots.pads
+        if not bool((before > known).any()):
+            return
+        name = self.compressor.name
+        ok = self.slots is not None
+        require(ok, "attention_mask", "padding", f"rows of one length for {name}, or batch size 1")
+        require(self.seen == 0, "attention_mask", "padding", "only at the start of a cache's text")
+        require(attention not in NO_MASK, "attn_implementation", attention, "'sdpa' or 'eager'")
+        self.slots.pads = before
 
 
 def held_lengths(cache: Cache) -> list[int]:
@@ -155,9 +279,7 @@ def held_lengths(cache: Cache) -> list[int]:
 
 
 def cache_bytes(cache: Cache) -> int:
-    """Bytes allocated for what `cache` holds: keys, values, and keys kept un-turned."""
-    tensors = []
-    for layer in cache.layers:
-        tensors += [layer.keys, layer.values, *getattr(layer, "sinks", ())]
-        tensors.append(getattr(layer, "source", None))
-    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+    """Bytes allocated for what `cache` holds, by our cache or transformers' own."""
+    if isinstance(cache, CompressedCache):
+        return cache.nbytes
+    return sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values))

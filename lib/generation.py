@@ -1,14 +1,13 @@
 """The manual generation loop, timed."""
 
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from transformers import DynamicCache
 
-from .attention import NAME, attention_implementation
-from .cache import CompressedCache, cache_bytes, check_ids, check_method, held_lengths
+from .cache import CompressedCache, cache_bytes, held_lengths
+from .checks import check_ids, check_method
 from .compressors import Compressor
 from .compressors.base import require, require_int
 
@@ -21,7 +20,7 @@ class Generation:
     ttft: float  # time to first token, seconds: the whole prompt and one token
     step_times: list[float]  # seconds of each later token
     cache_lengths: list[int]  # tokens held after each step by the layer that holds most
-    evictions: int  # steps that cut the cache
+    evictions: int  # how often the cache was cut
     cache_bytes: int  # bytes of keys and values at the end
 
     @property
@@ -42,42 +41,46 @@ def generate(
     compressor: Compressor | None = None,
     max_new_tokens: int = 128,
     positions: str = "in_cache",
+    buffer: int = 0,
+    prefill: str = "streamed",
     prefill_chunk: int = 512,
     temperature: float = 0.0,
     seed: int = 0,
+    compile: bool = False,
 ) -> Generation:
     """Continue `input_ids`, (T,) or (B, T), greedily, or sampling at `temperature` > 0.
 
-    Position-only methods stream the prompt strictly, `prefill_chunk` tokens at a time; methods
-    that look at the keys see the whole prompt (dense) and cut afterwards. `compressor=None` is the
-    `DynamicCache` baseline.
+    `positions`, `buffer` and `prefill` are those of `lib.CompressedCache`; a streamed prompt goes
+    in `prefill_chunk` tokens at a time, a dense one in one piece, as for methods that look at the
+    keys. `compressor=None` is the `DynamicCache` baseline. `compile` runs the steps of one token
+    through `torch.compile` (position-only methods), which takes its time at first.
     """
     require_int("max_new_tokens", max_new_tokens, 1)
     require_int("prefill_chunk", prefill_chunk, 1)
     require(temperature >= 0, "temperature", temperature, ">= 0 (0 is greedy)")
     ids = check_ids(model, input_ids, 1)
-    check_method(compressor, positions)
+    check_method(compressor, positions, buffer, prefill)
+    require(compressor or not compile, "compile", compile, "False for the baseline")
     sampler = torch.Generator(model.device).manual_seed(seed)
     if compressor is None:
-        cache, attention = DynamicCache(config=model.config), nullcontext()
+        cache = DynamicCache(config=model.config)
     else:
-        cache = CompressedCache(model, compressor, positions)
-        attention = attention_implementation(model, NAME)
-    streamed = compressor is not None and cache.window is not None
+        cache = CompressedCache(model, compressor, buffer, positions, prefill, static=compile)
+    streamed = compressor is not None and compressor.window and prefill == "streamed"
     pieces = ids.split(prefill_chunk, dim=1) if streamed else (ids,)
+    step = _compiled(model) if compile else model
 
     tokens, lengths, times = [], [], []
-    with attention:
-        began = _now(model)
-        for piece in pieces:
-            logits = _forward(model, piece, cache)
-        for index in range(max_new_tokens):
-            tokens.append(_choose(logits, temperature, sampler))
-            times.append(_now(model) - began)
-            lengths.append(max(held_lengths(cache)))
-            if index + 1 < max_new_tokens:
-                began = _now(model)
-                logits = _forward(model, tokens[-1], cache)
+    began = _now(model)
+    for piece in pieces:
+        logits = _forward(model, piece, cache)
+    for index in range(max_new_tokens):
+        tokens.append(_choose(logits, temperature, sampler))
+        times.append(_now(model) - began)
+        lengths.append(max(held_lengths(cache)))
+        if index + 1 < max_new_tokens:
+            began = _now(model)
+            logits = _forward(step, tokens[-1], cache)
     new = torch.cat(tokens, dim=1).cpu()
     return Generation(
         tokens=new[0] if input_ids.ndim == 1 else new,
@@ -91,11 +94,20 @@ def generate(
 
 def _forward(model, ids: torch.Tensor, cache) -> torch.Tensor:
     """Logits (B, V) of the last of `ids` (B, n)."""
-    if isinstance(cache, CompressedCache):
-        kwargs = cache.step(ids.shape[1], ids.device)
-    else:
-        kwargs = {"past_key_values": cache}
-    return model(input_ids=ids, use_cache=True, logits_to_keep=1, **kwargs).logits[:, -1]
+    output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return output.logits[:, -1]
+
+
+def _compiled(model):
+    """`model` with its forward compiled; what the cache does before a step stays outside."""
+    mode = "reduce-overhead" if model.device.type == "cuda" else None
+    forward = torch.compile(model.forward, fullgraph=True, mode=mode)
+
+    def step(past_key_values, **kwargs):
+        kwargs |= past_key_values.step(1, kwargs["input_ids"].device)
+        return forward(**kwargs)
+
+    return step
 
 
 def _choose(logits: torch.Tensor, temperature: float, sampler: torch.Generator) -> torch.Tensor:

@@ -1,124 +1,134 @@
-"""What one layer of the cache holds between steps, how it cuts, and which keys it turns.
+"""What one layer of the cache holds between steps, how it is cut, and which keys it turns.
 
 Eviction never blinds the current step: `update` returns what was held and the new tokens uncut, and
-cuts for the next step.
+the cut is for the next step.
 """
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from .compressors import Compressor
-from .compressors.base import Window, gather_tokens
+from .compressors.base import gather_tokens
 from .rope import Rope
-
-# free slots a window's buffer is made with: it moves once in so many tokens
-SPARE_SLOTS = 64
+from .slots import Slots
+from .steps import Step
 
 
 class Layer(CacheLayerMixin):
-    """What both kinds of layer share: counters of the tokens seen, held and cut."""
+    """What both kinds of layer share. The cache sets `step` before the tokens come."""
 
-    def __init__(self, rope: Rope | None):
-        super().__init__()
-        self.rope = rope  # None: positions="original", keys are never turned
-        self.seen = 0  # tokens of the stream so far
-        self.position = 0  # position of the next token
-        self.length = 0  # tokens held
-        self.evictions = 0  # steps that cut
-        self.evicted = 0  # tokens cut
+    step: Step | None = None
 
-    def _count(self, new: int, cut: int) -> None:
-        self.seen += new
-        self.position += new
-        self.length += new - cut
-        self.evictions += cut > 0
-        self.evicted += cut
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The layer's tensors; each has a row per sequence."""
+        return {name: x for name, x in vars(self).items() if isinstance(x, torch.Tensor)}
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Take the rows `beam_idx`, in place."""
+        for x in self.tensors().values():
+            x.copy_(x.index_select(0, beam_idx.to(x.device)))
 
     def get_seq_length(self) -> int:
-        return self.seen
+        return self.step.seen + self.step.n if self.step else 0
 
     def get_max_length(self) -> int:
         return -1  # no limit: old tokens leave
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, self.seen - self.length
+        return self.length + query_length, self.get_seq_length() - self.length
 
 
 class WindowLayer(Layer):
-    """Sinks and a window in a buffer along which the held tokens wander, without a copy per token.
+    """Sinks and a window in a preallocated buffer, placed as the shared `slots` say.
 
-    The sinks are written anew before each step, in front of the window, over slots that eviction
-    has freed. They alone are turned, always from their own un-cut copies.
+    Only the sinks are turned, always from their own un-cut copies. `static` returns the whole
+    buffer for a step of one token, to be masked: fixed shapes for torch.compile.
     """
 
-    def __init__(self, window: Window, rope: Rope | None):
-        super().__init__(rope)
-        self.window = window
-        self.first = 0  # slot of the first sink
+    def __init__(self, slots: Slots, rope: Rope | None, static: bool):
+        super().__init__()
+        self.slots, self.rope, self.static = slots, rope, static
+
+    @property
+    def length(self) -> int:
+        """Slots in use."""
+        return self.slots.used(self.get_seq_length())
 
     def lazy_initialization(self, key_states, value_states):
-        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]  # (B, H, slots, D)
-        self.sinks = (self.keys, self.values)  # as they came
+        (B, H, _, D), slots = key_states.shape, self.slots
+        self.keys = key_states.new_zeros(B, H, slots.size, D)  # (B, H, slots, D)
+        self.values = value_states.new_zeros(B, H, slots.size, value_states.shape[-1])
+        self.sink_keys = self.keys[:, :, : slots.start_size].clone()  # as they came
+        self.sink_values = self.values[:, :, : slots.start_size].clone()
         self.is_initialized = True
+        if self.static and not torch.compiler.is_compiling():
+            for x in self.tensors().values():
+                torch._dynamo.mark_static_address(x)
+
+    def reset(self) -> None:
+        """Begin a new stream: the buffers stay, what is in them is not seen again."""
+        self.step = None
 
     def update(self, key_states, value_states, *args, **kwargs):
-        if not self.is_initialized:
+        if not self.is_initialized or self.keys.shape[0] != key_states.shape[0]:
             self.lazy_initialization(key_states, value_states)
-        n = key_states.shape[2]
-        self._make_room(n)
-        end = self.first + self.length + n
-        self.keys[:, :, end - n : end] = key_states
-        self.values[:, :, end - n : end] = value_states
-        self._keep_sinks(key_states, value_states)
-        if self.evicted:
-            self._place_sinks(n)
-        keys, values = (x[:, :, self.first : end] for x in (self.keys, self.values))
-        cut = max(0, self.length + n - self.window.budget)
-        self.first += cut
-        self._count(n, cut)
-        return keys, values
+        if self.step.new_sinks is not None:
+            self._keep_sinks(key_states, value_states)
+        if self.step.n == 1:
+            return self._one(key_states, value_states)
+        return self._several(key_states, value_states)
 
-    def _make_room(self, n: int) -> None:
-        """Move to a new buffer when slots run out, or when a long step has left far too many."""
-        B, H, slots, D = self.keys.shape
-        needed = self.length + n + SPARE_SLOTS
-        if self.first + self.length + n <= slots <= needed + SPARE_SLOTS:
-            return
-        held, slots = slice(self.first, self.first + self.length), needed
-        old, self.first = (self.keys, self.values), 0
-        self.keys = old[0].new_empty(B, H, slots, D)
-        self.values = old[1].new_empty(B, H, slots, old[1].shape[-1])
-        self.keys[:, :, : self.length] = old[0][:, :, held]
-        self.values[:, :, : self.length] = old[1][:, :, held]
+    def _one(self, key, value):
+        """Write the token into its slot, and the sinks anew where they must move or turn."""
+        step, device = self.step, key.device
+        self.keys.index_copy_(2, step.slot.to(device), key)
+        self.values.index_copy_(2, step.slot.to(device), value)
+        if step.sink_slots is not None:
+            sinks, where = self.sink_keys, step.sink_slots.to(device)
+            if step.turn is not None:
+                sinks = self.rope.rotate(sinks, *step.turn)
+            self.keys.index_copy_(2, where, sinks)
+            self.values.index_copy_(2, where, self.sink_values)
+        if self.static:
+            return self.keys, self.values
+        used = slice(step.first, step.first + step.held + 1)
+        return self.keys[:, :, used], self.values[:, :, used]
+
+    def _several(self, key_states, value_states):
+        """Held and new tokens; what stays is written to the front of the buffer.
+
+        The sinks come un-turned: `lib.attention` turns the queries instead.
+        """
+        step = self.step
+        window = slice(step.first + step.held_front, step.first + step.held)
+        front, recent = step.front_after, step.held_after - step.front_after
+        uncut = []
+        for buffer, sinks, new in (
+            (self.keys, self.sink_keys, key_states),
+            (self.values, self.sink_values, value_states),
+        ):
+            x = torch.cat((sinks[:, :, : step.held_front], buffer[:, :, window], new), dim=2)
+            buffer[:, :, :front] = x[:, :, :front]
+            buffer[:, :, front : front + recent] = x[:, :, x.shape[2] - recent :]
+            uncut.append(new if step.dense else x)  # padded rows have sinks twice in x
+        return tuple(uncut)
 
     def _keep_sinks(self, keys, values) -> None:
         """Copy those of the new tokens that are sinks."""
-        missing = self.window.start_size - self.seen
-        if missing > 0:
-            new = (keys[:, :, :missing], values[:, :, :missing])
-            pairs = zip(self.sinks, new, strict=True)
-            self.sinks = tuple(torch.cat((old, x), dim=2) for old, x in pairs)
+        index = self.step.new_sinks.to(keys.device)  # (1 or B, start_size)
+        here = ((index >= 0) & (index < keys.shape[2]))[:, None, :, None]
+        index = index.clamp(0, keys.shape[2] - 1)[:, None].expand(*keys.shape[:2], -1)  # (B, H, .)
+        for sinks, new in ((self.sink_keys, keys), (self.sink_values, values)):
+            sinks.copy_(torch.where(here, gather_tokens(new, index), sinks))
 
-    def _place_sinks(self, n: int) -> None:
-        """For one token sinks are turned forward; for several `lib.attention` turns the queries."""
-        keys, values = self.sinks
-        delta = self.position - self.window.budget
-        if n == 1 and delta and self.rope is not None:
-            keys = self.rope.turn(keys, delta)
-        place = slice(self.first, self.first + self.window.start_size)
-        self.keys[:, :, place], self.values[:, :, place] = keys, values
+    def move(self, first: int, length: int) -> None:
+        """Bring `length` slots from `first` on to the front of the buffer."""
+        for x in (self.keys, self.values):
+            x[:, :, :length] = x[:, :, first : first + length].clone()
 
-    def rebase(self, shift: int) -> None:
-        """Move all window keys (not the sinks, they stand where they stood) back by `shift`."""
-        window = slice(self.first + self.window.start_size, self.first + self.length)
+    def rebase(self, shift: int, window: slice) -> None:
+        """Move the keys in the slots `window` back by `shift` positions."""
         self.keys[:, :, window] = self.rope.turn(self.keys[:, :, window], -shift)
-        self.position -= shift
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Take the rows `beam_idx`."""
-        rows = beam_idx.to(self.keys.device)
-        self.keys, self.values = self.keys[rows], self.values[rows]
-        self.sinks = tuple(x[rows] for x in self.sinks)
 
 
 class ScatteredLayer(Layer):
@@ -128,56 +138,64 @@ class ScatteredLayer(Layer):
     from there, so that rounding errors don't add up.
     """
 
-    def __init__(self, layer_idx: int, compressor: Compressor, rope: Rope | None):
-        super().__init__(rope)
-        self.layer_idx = layer_idx
-        self.compressor = compressor
+    def __init__(self, layer_idx: int, compressor: Compressor, buffer: int, rope: Rope | None):
+        super().__init__()
+        self.layer_idx, self.compressor, self.rope = layer_idx, compressor, rope
+        # tokens that may be held; a method without a budget decides by itself
+        self.limit = 0 if compressor.budget is None else compressor.budget + buffer
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new stream."""
+        self.keys = self.values = self.step = None
         self.source = None  # (B, H, n, D)
         self.source_position = None  # (B, H, n)
+        self.is_initialized = False
+        self.evictions = 0  # cuts
+        self.evicted = 0  # tokens cut
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return self.keys.shape[2] if self.is_initialized else 0
 
     def lazy_initialization(self, key_states, value_states):
+        B, H = key_states.shape[:2]
         self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.source = self.keys
+        self.source_position = torch.empty(B, H, 0, dtype=torch.long, device=self.keys.device)
         self.is_initialized = True
 
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        B, H, n, _ = key_states.shape
         self.keys = keys = torch.cat((self.keys, key_states), dim=2)
         self.values = values = torch.cat((self.values, value_states), dim=2)
-        index = self.compressor.keep(keys, self.layer_idx)
         if self.rope is not None:
-            here = torch.arange(self.position, self.position + n, device=keys.device)
-            self._append_source(key_states, here.expand(B, H, n))
-        self._count(n, 0 if index is None else keys.shape[2] - index.shape[-1])
-        if index is not None:
-            self.keys, self.values = gather_tokens(keys, index), gather_tokens(values, index)
-            if self.rope is not None:
-                self.source = gather_tokens(self.source, index)
-                self.source_position = gather_tokens(self.source_position, index)
-                self._turn()
+            self._append_source(key_states)
+        if keys.shape[2] > self.limit:
+            self._cut(self.compressor.keep(keys, self.layer_idx))
         return keys, values
 
-    def _append_source(self, keys, positions):
-        if self.source is None:
-            self.source, self.source_position = keys, positions
-        else:
-            self.source = torch.cat((self.source, keys), dim=2)
-            self.source_position = torch.cat((self.source_position, positions), dim=2)
+    def _append_source(self, keys) -> None:
+        B, H, n, _ = keys.shape
+        here = torch.arange(n, device=keys.device) + self.step.position
+        self.source = torch.cat((self.source, keys), dim=2)
+        self.source_position = torch.cat((self.source_position, here.expand(B, H, n)), dim=2)
 
-    def _turn(self) -> None:
-        kept = self.source.shape[2]
-        target = torch.arange(self.position - kept, self.position, device=self.source.device)
+    def _cut(self, index: torch.Tensor | None) -> None:
+        if index is None:
+            return
+        cut = self.length - index.shape[-1]
+        self.evictions += cut > 0
+        self.evicted += cut
+        self.keys, self.values = gather_tokens(self.keys, index), gather_tokens(self.values, index)
+        if self.rope is not None:
+            self.source = gather_tokens(self.source, index)
+            self.source_position = gather_tokens(self.source_position, index)
+            self.turn_to(self.step.position + self.step.n)
+
+    def turn_to(self, position: int) -> None:
+        """Let the kept tokens stand directly before `position`."""
+        target = torch.arange(position - self.length, position, device=self.source.device)
         self.keys = self.rope.turn(self.source, target - self.source_position)
-
-    def rebase(self, shift: int) -> None:
-        """Move all keys back by `shift` positions."""
-        self.position -= shift
-        self._turn()
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Take the rows `beam_idx`."""
-        rows = beam_idx.to(self.keys.device)
-        self.keys, self.values = self.keys[rows], self.values[rows]
-        if self.source is not None:
-            self.source, self.source_position = self.source[rows], self.source_position[rows]

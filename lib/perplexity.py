@@ -7,15 +7,14 @@ there the chunk is part of the definition.
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from transformers import DynamicCache
 
-from .attention import NAME, attention_implementation
-from .cache import CompressedCache, check_ids, check_method, held_lengths
+from .cache import CompressedCache, held_lengths
+from .checks import check_ids, check_method
 from .compressors import Compressor
 from .compressors.base import require, require_int
 from .progress import progress
@@ -52,28 +51,23 @@ def evaluate(
     compressor: Compressor | None = None,
     chunk_size: int = 512,
     positions: str = "in_cache",
+    buffer: int = 0,
     desc: str | None = None,
 ) -> Evaluation:
     """Predict every token of `input_ids`, (T,) or (B, T), from what `compressor` left of the past.
 
-    `compressor=None` is dense attention. `desc` shows a progress bar of tokens under that name.
-    Raises ValueError on fewer than two tokens or a chunk below one.
+    `compressor=None` is dense attention; `buffer` tokens may pile up before a cut. `desc` shows a
+    progress bar of tokens under that name. Raises ValueError on fewer than two tokens or a chunk
+    below one.
     """
     require_int("chunk_size", chunk_size, 1)
     ids = check_ids(model, input_ids, 2)
-    check_method(compressor, positions)
+    check_method(compressor, positions, buffer)
     if compressor is None:
         cache = DynamicCache(config=model.config)
-        attention = nullcontext()
     else:
-        cache = CompressedCache(model, compressor, positions)
-        attention = attention_implementation(model, NAME)
-
-    def step(n):
-        return {"past_key_values": cache} if compressor is None else cache.step(n, ids.device)
-
-    with attention:
-        nll, correct = _run(model, ids, chunk_size, step, None, desc)
+        cache = CompressedCache(model, compressor, buffer, positions)
+    nll, correct = _run(model, ids, chunk_size, lambda n: {"past_key_values": cache}, None, desc)
     return _evaluation(input_ids, nll, correct, held_lengths(cache))
 
 
@@ -172,9 +166,9 @@ def _run(model, ids, chunk_size, step, after, desc):
         end = min(start + chunk_size, T - 1)
         logits = model(input_ids=ids[:, start:end], use_cache=True, **step(end - start)).logits
         target = ids[:, start + 1 : end + 1]
-        # (B, V, n) against (B, n)
-        loss = F.cross_entropy(logits.float().transpose(1, 2), target, reduction="none")
-        nll[:, start:end] = loss.cpu()
+        flat = logits.float().flatten(0, 1)  # (B * n, V)
+        loss = F.cross_entropy(flat, target.flatten(), reduction="none")
+        nll[:, start:end] = loss.view(target.shape).cpu()
         correct[:, start:end] = (logits.argmax(-1) == target).cpu()
         if after is not None:
             after()

@@ -9,6 +9,8 @@ import sys
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 # inv_freq of these depends on the length of the text, so a cached key can't be turned
 LENGTH_DEPENDENT = ("dynamic", "longrope")
@@ -31,38 +33,45 @@ class Rope:
         """How many leading dims of a head are rotated."""
         return 2 * len(self.inv_freq)
 
-    def cos_sin(self, delta: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    def cos_sin(self, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin of the angles for shifts `delta` (...,): (..., rotary_dim) each."""
+        dtype = torch.float32 if delta.device.type == "mps" else torch.float64  # mps has no float64
         angles = delta[..., None].to(dtype) * self.inv_freq.to(delta.device, dtype)
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos(), angles.sin()
 
-    def turn(self, x: torch.Tensor, delta: torch.Tensor | int) -> torch.Tensor:
-        """Move `x` (B, H, T, D) by `delta` positions: an int, (T,) or (B, H, T).
+    def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Turn `x` (B, H, T, D) by angles whose cos and sin broadcast to (B, H, T, rotary_dim).
 
         Computed in float32 (float64 for float64 input) and returned in the dtype of `x`.
         """
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        delta = torch.as_tensor(delta, device=x.device)
-        cos, sin = self.cos_sin(delta, dtype)
+        cos, sin = cos.to(x.device, dtype), sin.to(x.device, dtype)
         rotated, passed = x[..., : self.rotary_dim].to(dtype), x[..., self.rotary_dim :]
         rotated = rotated * cos + rotate_half(rotated) * sin
         return torch.cat((rotated.to(x.dtype), passed), dim=-1)
 
+    def turn(self, x: torch.Tensor, delta: torch.Tensor | int) -> torch.Tensor:
+        """Move `x` (B, H, T, D) by `delta` positions: an int, (T,) or (B, H, T)."""
+        return self.rotate(x, *self.cos_sin(torch.as_tensor(delta, device=x.device)))
 
-def find_rope(model: torch.nn.Module) -> Rope:
-    """The `Rope` of a transformers model, checked against the model's own rotation.
+
+def find_rope(model: torch.nn.Module | PreTrainedConfig) -> Rope:
+    """The `Rope` of a transformers model or config, checked against the model's own rotation.
 
     Raises ValueError for models whose cached keys can't be turned: no rotary embedding (ALiBi,
     learned positions), several of them, frequencies that depend on the length of the text, or
     another pairing of dims than (i, i + rotary_dim / 2).
     """
-    kind = model.config.model_type
-    found = [m for m in model.modules() if isinstance(getattr(m, "inv_freq", None), torch.Tensor)]
+    config = model if isinstance(model, PreTrainedConfig) else model.config
+    found = [] if config is model else rotary_embeddings(model)
+    if config is model or any(m.inv_freq.is_meta for m in found):  # also for offloaded weights
+        found = _build(config)
     if len(found) != 1:
         raise ValueError(
-            f"model_type={kind!r} has {len(found)} rotary embeddings; in-cache positions need "
-            "exactly one (use positions='original', or a RoPE model such as Pythia or Llama)"
+            f"model_type={config.model_type!r} has {len(found)} rotary embeddings; in-cache "
+            "positions need exactly one: positions learned or added before the layers (GPT-2) "
+            "can't be turned later (use positions='original', or a RoPE model: Pythia, Llama)"
         )
     rotary = found[0]
     rope_type = getattr(rotary, "rope_type", "default")
@@ -71,16 +80,30 @@ def find_rope(model: torch.nn.Module) -> Rope:
             f"rope_type={rope_type!r} depends on the length of the text: not supported"
         )
     rope = Rope(rotary.inv_freq.detach().float())
-    _check(model, rotary, rope)
+    _check(config, rotary, rope)
     return rope
 
 
-def _check(model, rotary, rope: Rope) -> None:
+def rotary_embeddings(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The model's modules with rotary frequencies."""
+    return [m for m in model.modules() if isinstance(getattr(m, "inv_freq", None), torch.Tensor)]
+
+
+def _build(config: PreTrainedConfig) -> list[torch.nn.Module]:
+    """The rotary embeddings that a model of this config would have."""
+    config = config.get_text_config()
+    model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    module = sys.modules[model.__module__] if model else None
+    names = [name for name in vars(module or object) if name.endswith("RotaryEmbedding")]
+    built = [getattr(module, name)(config) for name in names]
+    return [m for m in built if isinstance(getattr(m, "inv_freq", None), torch.Tensor)]
+
+
+def _check(config, rotary, rope: Rope) -> None:
     """Turning from 3 to 10 must equal the model's own rotation at 10."""
     apply = getattr(sys.modules[type(rotary).__module__], "apply_rotary_pos_emb", None)
-    config = model.config.get_text_config()
-    head_dim = getattr(config, "head_dim", None)
-    head_dim = head_dim or config.hidden_size // config.num_attention_heads
+    text = config.get_text_config()
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     x = torch.linspace(-1, 1, head_dim, device=rope.inv_freq.device).view(1, 1, 1, -1)
 
     def at(position: int) -> torch.Tensor:
@@ -88,6 +111,4 @@ def _check(model, rotary, rope: Rope) -> None:
         return apply(x, x, cos, sin)[0]
 
     if apply is None or not torch.allclose(rope.turn(at(3), 7), at(10), atol=1e-4):
-        raise ValueError(
-            f"model_type={model.config.model_type!r} rotates its keys in an unknown way"
-        )
+        raise ValueError(f"model_type={config.model_type!r} rotates its keys in an unknown way")

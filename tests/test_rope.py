@@ -144,7 +144,7 @@ def bloom():
     ("make", "told"),
     [
         (gpt2, "model_type='gpt2' has 0 rotary embeddings"),
-        (bloom, "model_type='bloom' has 0 rotary embeddings"),
+        (bloom, "model_type='bloom': allowed is models without ALiBi"),
         (lambda: tiny_model("llama", rope_parameters=DYNAMIC), "rope_type='dynamic' depends on"),
         (lambda: tiny_model("llama", rope_parameters=LONGROPE), "rope_type='longrope' depends on"),
     ],

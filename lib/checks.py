@@ -1,0 +1,47 @@
+"""What a cache and the loops refuse before any work, each error naming value and allowed values."""
+
+import torch
+
+from .compressors import Compressor
+from .compressors.base import require, require_int
+
+POSITIONS = ("in_cache", "original")
+PREFILL = ("streamed", "dense")
+ALIBI = ("bloom", "mpt")
+
+
+def check_config(config, compressor: Compressor, buffer: int) -> None:
+    """Refuse models whose attention lays something over the text that a cut cache breaks."""
+    alibi = config.model_type in ALIBI or getattr(config, "alibi", False)
+    what = "models without ALiBi: its biases need the whole text's distances"
+    require(not alibi, "model_type", config.model_type, what)
+    own = getattr(config, "sliding_window", None)
+    if own is None or not getattr(config, "use_sliding_window", True):
+        return
+    needed = (compressor.budget or own) + buffer + 1
+    what = f"None, or at least budget + buffer + 1 = {needed}"
+    require(own >= needed, "sliding_window", own, what)
+
+
+def check_method(compressor, positions: str, buffer: int = 0, prefill: str = "streamed") -> None:
+    """Raise a ValueError unless these are a compressor (or None) and a way to run it."""
+    ok = compressor is None or isinstance(compressor, Compressor)
+    require(ok, "compressor", compressor, "None or a Compressor such as StreamingLLM(4, 508)")
+    require(positions in POSITIONS, "positions", positions, f"one of {POSITIONS}")
+    require(prefill in PREFILL, "prefill", prefill, f"one of {PREFILL}")
+    require_int("buffer", buffer, 0)
+    fixed = compressor is None or compressor.budget is not None
+    require(fixed or not buffer, "buffer", buffer, "0 for a method without a fixed budget")
+
+
+def check_ids(model, input_ids: torch.Tensor, shortest: int) -> torch.Tensor:
+    """Token ids as (B, T) on the model's device, or a ValueError."""
+    tensor = isinstance(input_ids, torch.Tensor) and input_ids.dtype in (torch.int64, torch.int32)
+    require(tensor, "input_ids", type(input_ids).__name__, "a tensor of whole numbers")
+    shape = tuple(input_ids.shape)
+    ok = len(shape) in (1, 2) and input_ids.numel() and shape[-1] >= shortest
+    require(ok, "input_ids.shape", shape, f"(T,) or (B, T) with T >= {shortest}")
+    vocabulary = model.config.get_text_config().vocab_size
+    low, high = int(input_ids.min()), int(input_ids.max())
+    require(low >= 0 and high < vocabulary, "input_ids", (low, high), f"ids in 0..{vocabulary - 1}")
+    return (input_ids[None] if input_ids.ndim == 1 else input_ids).to(model.device)
