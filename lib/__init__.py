@@ -4,7 +4,7 @@ import importlib
 
 _PUBLIC = {
     "attention": ["attention_maps", "sink_strength"],
-    "cache": ["CompressedCache", "cache_bytes"],
+    "cache": ["CompressedCache"],
     "compressors": [
         "Compressor",
         "FixSizeL2",
@@ -20,6 +20,7 @@ _PUBLIC = {
     ],
     "data": ["load_tokens"],
     "generation": ["Generation", "generate"],
+    "memory": ["cache_bytes"],
     "models": ["load_model", "load_tokenizer"],
     "perplexity": [
         "Evaluation",

@@ -3,9 +3,8 @@
 from contextlib import contextmanager
 
 import torch
-from torch.nn.functional import pad
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from .compressors.base import require, require_int
 
@@ -17,41 +16,44 @@ def kv_lab_attention(
 ):
     """SDPA under the mask of a `lib.steps.Step`: query (B, H, n, D), key and value (B, Hkv, S, D).
 
-    Where sinks are looked up from another position than the window (`sink_delta`), the rotary
-    dims are appended once more to the head: window keys are zero there, sink keys zero in the
-    ordinary ones. One fused call then gives each query both distances. A step much longer than
-    the window goes block by block, so that time and memory grow with its length only.
+    A query may look up the sinks from another position than the window (`sink_delta`). Its logits
+    for them are computed apart and ride along as more dims of the head, in which sink j's key is
+    the unit vector j and window keys are zero: one fused call then gives each query both
+    distances. A step longer than a block goes block by block, so that time and memory grow with
+    its length only.
     """
     if kv_step is None:
         raise ValueError(f"attention {NAME!r} is only for steps with a CompressedCache")
-    D, length = value.shape[-1], key.shape[2]
+    D, groups = value.shape[-1], query.shape[1] // key.shape[1]
+    if groups > 1:  # grouped queries
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     if kv_step.sink_delta is not None:
-        query, key = _append_sink_dims(query, key, kv_step)
+        query, key = _append_sink_logits(query, key, kv_step)
         value = pad(value, (0, key.shape[-1] - D))
     front, outputs = kv_step.front, []
     sinks = key[:, :, :front].clone(), value[:, :, :front].clone()
-    for queries, keys in kv_step.blocks(length):
+    for queries, keys, mask in kv_step.blocks(key.shape[2], query.device, query.dtype):
         # the sinks go where no later block looks, just in front of this block's window
         place = slice(keys.start, keys.start + front)
         key[:, :, place], value[:, :, place] = sinks
-        mask = kv_step.mask(queries, keys, length, query.device, query.dtype)
         q, k, v = query[:, :, queries], key[:, :, keys], value[:, :, keys]
-        output = sdpa_attention_forward(
-            module, q, k, v, mask, dropout=dropout, scaling=scaling, is_causal=False
-        )[0]
-        outputs.append(output[..., :D])  # (B, n, H, D)
-    return torch.cat(outputs, dim=1), None
+        outputs.append(scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling))
+    return torch.cat(outputs, dim=2)[..., :D].transpose(1, 2), None  # (B, n, H, D)
 
 
-def _append_sink_dims(query, key, step):
-    rope, front = step.rope, step.front
-    R = rope.rotary_dim
-    cos, sin = rope.cos_sin(step.sink_delta[:, None])  # (1 or B, 1, n, R)
-    for_sinks = rope.rotate(query[..., :R], cos, sin)
-    query = torch.cat((query, for_sinks), dim=-1)  # (B, H, n, D + R)
-    sinks, window = key[:, :, :front], key[:, :, front:]
-    sinks = torch.cat((pad(sinks[..., R:], (R, 0)), sinks[..., :R]), dim=-1)
-    return query, torch.cat((sinks, pad(window, (0, R))), dim=2)
+def _append_sink_logits(query, key, step):
+    """Query and key (B, H, n or S, D + E); E is the number of sinks, twice that in 16 bits."""
+    cos, sin = step.rope.cos_sin(step.sink_delta[:, None], key.shape[-1])  # (1 or B, 1, n, D)
+    sinks = key[:, :, : step.front]
+    exact = torch.promote_types(key.dtype, torch.float32)
+    logits = step.rope.rotate(query.to(exact), cos, sin) @ sinks.to(exact).mT  # (B, H, n, front)
+    parts = [logits.to(query.dtype)]
+    if query.dtype != exact:  # 16 bits round them too coarsely: the rest rides along as well
+        parts.append((logits - parts[0].to(exact)).to(query.dtype))
+    key = pad(key, (0, len(parts) * step.front))
+    units = torch.eye(step.front, dtype=key.dtype, device=key.device).repeat(1, len(parts))
+    key[:, :, : step.front] = pad(units, (query.shape[-1], 0))
+    return torch.cat((query, *parts), dim=-1), key
 
 
 AttentionInterface.register(NAME, kv_lab_attention)

@@ -11,14 +11,14 @@ attention of our own, `lib.attention`, and gets it for that step alone.
 import copy
 
 import torch
-from transformers import Cache, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from .checks import check_config, check_method
+from .checks import check_config, check_method, left_pads
 from .compressors import Compressor
 from .compressors.base import require, require_int
 from .hooks import Announced, attach
 from .layers import Layer, ScatteredLayer, WindowLayer
-from .rope import find_rope, rotary_embeddings
+from .rope import find_rope, head_width, rotary_embeddings
 from .slots import Slots
 from .steps import Step, mask_of_one, plan
 
@@ -61,6 +61,7 @@ class CompressedCache(Announced):
         learned = model is not None and not rotary_embeddings(model)
         self.last_position = config.max_position_embeddings if learned else None
         self.dtype = getattr(model_or_config, "dtype", None) or torch.float32
+        self.width = head_width(config)
         window = compressor.window
         require(window or not static, "static", static, "False for methods that look at the keys")
         self.slots = Slots(window, buffer) if window else None
@@ -99,6 +100,8 @@ class CompressedCache(Announced):
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         """Keys the next `query_length` tokens are given, and the index of the first of them."""
+        if self.static and query_length == 1:  # a step that was announced has its mask
+            raise RuntimeError("a static cache needs its steps announced: call the model itself")
         held = self.cached_lengths[layer_idx]
         return held + query_length, self.seen - held
 
@@ -135,6 +138,10 @@ class CompressedCache(Announced):
             rows = beam_idx.to(self.slots.pads.device)
             self.slots.pads = self.slots.pads[rows]
 
+    def crop(self, *args) -> None:
+        """Refused: what was fed can't be taken back (assisted decoding)."""
+        raise ValueError("a CompressedCache can't be cropped: tokens that left it can't come back")
+
     def update(self, key_states, value_states, layer_idx: int, *args, **kwargs):
         """What attention may see: all that is cached, and the new tokens (B, H, n, D)."""
         n = key_states.shape[2]
@@ -151,12 +158,14 @@ class CompressedCache(Announced):
         """A step that no hook saw: right as long as plain causal attention is."""
         n, held = key_states.shape[2], self.cached_lengths
         simple = n == 1 or self._is_plain(n) or (self.slots is None and len(set(held)) == 1)
+        simple &= self.slots is None or self.slots.pads is None
         if not simple or self.position != self.seen:
             raise RuntimeError(
                 f"a step of {n} tokens after {self.seen} needs masks and positions that only the "
                 "model's hook gives: make the cache from the model, CompressedCache(model, ...), "
                 "and call that model"
             )
+        self._make_room(n)
         self._begin(n, key_states.device)
 
     def _is_plain(self, n: int) -> bool:
@@ -178,6 +187,7 @@ class CompressedCache(Announced):
         require_int("n", n, 1)
         self._take_pads(attention_mask, n, attention)
         self._make_room(n)
+        self._rebase(n)
         step = self._begin(n, device)
         kwargs = {"past_key_values": self, "position_ids": self._position_ids(n, device)}
         pads = None if self.slots is None else self.slots.pads
@@ -200,7 +210,7 @@ class CompressedCache(Announced):
         """Plan the step and tell the layers."""
         step = Step(n, self.seen, self.position, self.slots, self.rope)
         if self.slots is not None:
-            plan(step, self._is_dense(n), device)
+            plan(step, self._is_dense(n), self.width, device, self.dtype)
         for layer in self.layers:
             layer.step = step
         self._step = step
@@ -219,15 +229,17 @@ class CompressedCache(Announced):
             self.slots.stale = cut > 0 or turned or (self.slots.stale and not placed)
 
     def _make_room(self, n: int) -> None:
-        """Before a step: move the window to the front of its buffer, keep positions small."""
+        """Move the held tokens to the front of the buffer where the next one would not fit."""
         slots = self.slots
-        if slots is not None:
-            held, front = slots.used(self.seen), slots.front(self.seen)
-            if n == 1 and slots.first + held + 1 > slots.size:
-                for layer in self.layers:
-                    layer.move(slots.first, held)
-                slots.first, slots.stale = 0, True
-        longest = max(self.cached_lengths)
+        if slots is None or n > 1 or slots.first + slots.used(self.seen) < slots.size:
+            return
+        for layer in self.layers:
+            layer.move(slots.first, slots.used(self.seen))
+        slots.first = 0
+
+    def _rebase(self, n: int) -> None:
+        """Keep positions small; distances, all that RoPE sees, stay the same."""
+        longest, slots = max(self.cached_lengths), self.slots
         if self.rope is None or self.position + n <= longest + max(REBASE_EVERY, n):
             return
         shift, self.position = self.position - longest, longest
@@ -235,7 +247,8 @@ class CompressedCache(Announced):
             if slots is None:
                 layer.turn_to(self.position)
             else:
-                layer.rebase(shift, slice(slots.first + front, slots.first + held))
+                front, end = slots.front(self.seen), slots.used(self.seen)
+                layer.rebase(shift, slice(slots.first + front, slots.first + end))
         if slots is not None:
             slots.stale = True
 
@@ -253,33 +266,16 @@ class CompressedCache(Announced):
         """Note how many pads each row has in front; refuse what can't be kept exact."""
         if attention_mask is None or (n == 1 and self.seen > 0):
             return
-        columns = self.seen + n
-        ok = attention_mask.ndim == 2 and attention_mask.shape[1] == columns
-        require(ok, "attention_mask.shape", tuple(attention_mask.shape), f"(batch, {columns})")
-        mask = attention_mask.bool()
-        before = (mask.cumsum(-1) == 0).sum(-1, keepdim=True)  # (B, 1)
-        ok = bool((before + mask.sum(-1, keepdim=True) == columns).all())
-        require(ok, "attention_mask", "zeros after ones", "padding on the left only")
-        known = 0 if self.slots is None or self.slots.pads is None else self.slots.pads
-        if not bool((before > known).any()):
+        before = left_pads(attention_mask, self.seen + n)
+        known = torch.zeros_like(before) if self.slots is None else self.slots.pads
+        known = torch.zeros_like(before) if known is None else known
+        if torch.equal(before, known):
             return
+        # a row may have had nothing but pads up to here
+        ok = bool((known == self.seen)[before != known].all())
+        require(ok, "attention_mask", "new padding", "the padding of the tokens before")
         name = self.compressor.name
         ok = self.slots is not None
         require(ok, "attention_mask", "padding", f"rows of one length for {name}, or batch size 1")
-        require(self.seen == 0, "attention_mask", "padding", "only at the start of a cache's text")
         require(attention not in NO_MASK, "attn_implementation", attention, "'sdpa' or 'eager'")
         self.slots.pads = before
-
-
-def held_lengths(cache: Cache) -> list[int]:
-    """Tokens held per layer, by our cache or transformers' own."""
-    if isinstance(cache, CompressedCache):
-        return cache.cached_lengths
-    return [layer.keys.shape[2] for layer in cache.layers]
-
-
-def cache_bytes(cache: Cache) -> int:
-    """Bytes allocated for what `cache` holds, by our cache or transformers' own."""
-    if isinstance(cache, CompressedCache):
-        return cache.nbytes
-    return sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values))

@@ -34,8 +34,20 @@ def check_method(compressor, positions: str, buffer: int = 0, prefill: str = "st
     require(fixed or not buffer, "buffer", buffer, "0 for a method without a fixed budget")
 
 
+def left_pads(attention_mask: torch.Tensor, columns: int) -> torch.Tensor:
+    """Pads in front of each row (B, 1) of a mask (B, columns); ValueError on any other padding."""
+    shape = tuple(attention_mask.shape)
+    ok = len(shape) == 2 and shape[1] == columns
+    require(ok, "attention_mask.shape", shape, f"(batch, {columns})")
+    mask = attention_mask.bool()
+    pads = (mask.cumsum(-1) == 0).sum(-1, keepdim=True)
+    ok = bool((pads + mask.sum(-1, keepdim=True) == columns).all())
+    require(ok, "attention_mask", "zeros after ones", "padding on the left only")
+    return pads
+
+
 def check_ids(model, input_ids: torch.Tensor, shortest: int) -> torch.Tensor:
-    """Token ids as (B, T) on the model's device, or a ValueError."""
+    """Token ids as (B, T) where the model wants them, or a ValueError."""
     tensor = isinstance(input_ids, torch.Tensor) and input_ids.dtype in (torch.int64, torch.int32)
     require(tensor, "input_ids", type(input_ids).__name__, "a tensor of whole numbers")
     shape = tuple(input_ids.shape)
@@ -44,4 +56,13 @@ def check_ids(model, input_ids: torch.Tensor, shortest: int) -> torch.Tensor:
     vocabulary = model.config.get_text_config().vocab_size
     low, high = int(input_ids.min()), int(input_ids.max())
     require(low >= 0 and high < vocabulary, "input_ids", (low, high), f"ids in 0..{vocabulary - 1}")
-    return (input_ids[None] if input_ids.ndim == 1 else input_ids).to(model.device)
+    return (input_ids[None] if input_ids.ndim == 1 else input_ids).to(input_device(model))
+
+
+def input_device(model) -> torch.device:
+    """Where the model computes first: its weights may be elsewhere (accelerate's offloading)."""
+    if model.device.type != "meta":
+        return model.device
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    devices = [getattr(hook, "execution_device", None) for hook in hooks]
+    return torch.device(next((device for device in devices if device is not None), "cpu"))

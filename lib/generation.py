@@ -1,15 +1,16 @@
 """The manual generation loop, timed."""
 
-import time
 from dataclasses import dataclass
 
 import torch
 from transformers import DynamicCache
 
-from .cache import CompressedCache, cache_bytes, held_lengths
+from .cache import CompressedCache
 from .checks import check_ids, check_method
 from .compressors import Compressor
 from .compressors.base import require, require_int
+from .limits import now
+from .memory import cache_bytes, held_lengths
 
 
 @dataclass
@@ -61,7 +62,7 @@ def generate(
     ids = check_ids(model, input_ids, 1)
     check_method(compressor, positions, buffer, prefill)
     require(compressor or not compile, "compile", compile, "False for the baseline")
-    sampler = torch.Generator(model.device).manual_seed(seed)
+    sampler = torch.Generator(ids.device).manual_seed(seed)
     if compressor is None:
         cache = DynamicCache(config=model.config)
     else:
@@ -71,15 +72,15 @@ def generate(
     step = _compiled(model) if compile else model
 
     tokens, lengths, times = [], [], []
-    began = _now(model)
+    began = now(ids.device)
     for piece in pieces:
         logits = _forward(model, piece, cache)
     for index in range(max_new_tokens):
         tokens.append(_choose(logits, temperature, sampler))
-        times.append(_now(model) - began)
+        times.append(now(ids.device) - began)
         lengths.append(max(held_lengths(cache)))
         if index + 1 < max_new_tokens:
-            began = _now(model)
+            began = now(ids.device)
             logits = _forward(step, tokens[-1], cache)
     new = torch.cat(tokens, dim=1).cpu()
     return Generation(
@@ -115,10 +116,3 @@ def _choose(logits: torch.Tensor, temperature: float, sampler: torch.Generator) 
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     return torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=sampler)
-
-
-def _now(model) -> float:
-    """Seconds, after the accelerator has finished its work."""
-    if model.device.type != "cpu":
-        torch.accelerator.synchronize(model.device)
-    return time.perf_counter()

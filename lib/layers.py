@@ -60,6 +60,9 @@ class WindowLayer(Layer):
         self.values = value_states.new_zeros(B, H, slots.size, value_states.shape[-1])
         self.sink_keys = self.keys[:, :, : slots.start_size].clone()  # as they came
         self.sink_values = self.values[:, :, : slots.start_size].clone()
+        exact = torch.promote_types(key_states.dtype, torch.float32)
+        self.sink_wide = self.sink_keys.to(exact, copy=True)
+        self.sink_half = self.sink_wide.clone()
         self.is_initialized = True
         if self.static and not torch.compiler.is_compiling():
             for x in self.tensors().values():
@@ -85,14 +88,19 @@ class WindowLayer(Layer):
         self.values.index_copy_(2, step.slot.to(device), value)
         if step.sink_slots is not None:
             sinks, where = self.sink_keys, step.sink_slots.to(device)
-            if step.turn is not None:
-                sinks = self.rope.rotate(sinks, *step.turn)
+            if step.sink_shift is not None:
+                sinks = self._turned_sinks()
             self.keys.index_copy_(2, where, sinks)
             self.values.index_copy_(2, where, self.sink_values)
         if self.static:
             return self.keys, self.values
         used = slice(step.first, step.first + step.held + 1)
         return self.keys[:, :, used], self.values[:, :, used]
+
+    def _turned_sinks(self) -> torch.Tensor:
+        """`rope.rotate` in three operations, for it is done at every step."""
+        cos, sin = (x.to(self.sink_wide) for x in self.step.sink_shift)
+        return torch.addcmul(self.sink_wide * cos, self.sink_half, sin).to(self.keys.dtype)
 
     def _several(self, key_states, value_states):
         """Held and new tokens; what stays is written to the front of the buffer.
@@ -120,6 +128,9 @@ class WindowLayer(Layer):
         index = index.clamp(0, keys.shape[2] - 1)[:, None].expand(*keys.shape[:2], -1)  # (B, H, .)
         for sinks, new in ((self.sink_keys, keys), (self.sink_values, values)):
             sinks.copy_(torch.where(here, gather_tokens(new, index), sinks))
+        if self.rope is not None:
+            self.sink_wide.copy_(self.sink_keys)
+            self.sink_half.copy_(self.rope.half(self.sink_wide))
 
     def move(self, first: int, length: int) -> None:
         """Bring `length` slots from `first` on to the front of the buffer."""

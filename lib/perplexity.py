@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
-from .cache import CompressedCache, held_lengths
+from .cache import CompressedCache
 from .checks import check_ids, check_method
 from .compressors import Compressor
 from .compressors.base import require, require_int
+from .memory import held_lengths
 from .progress import progress
 
 
@@ -53,12 +54,13 @@ def evaluate(
     positions: str = "in_cache",
     buffer: int = 0,
     desc: str | None = None,
+    after_chunk: Callable[[int, Cache], None] | None = None,
 ) -> Evaluation:
     """Predict every token of `input_ids`, (T,) or (B, T), from what `compressor` left of the past.
 
     `compressor=None` is dense attention; `buffer` tokens may pile up before a cut. `desc` shows a
-    progress bar of tokens under that name. Raises ValueError on fewer than two tokens or a chunk
-    below one.
+    progress bar of tokens under that name; `after_chunk(done, cache)` is called with the number of
+    tokens done. Raises ValueError on fewer than two tokens or a chunk below one.
     """
     require_int("chunk_size", chunk_size, 1)
     ids = check_ids(model, input_ids, 2)
@@ -67,7 +69,12 @@ def evaluate(
         cache = DynamicCache(config=model.config)
     else:
         cache = CompressedCache(model, compressor, buffer, positions)
-    nll, correct = _run(model, ids, chunk_size, lambda n: {"past_key_values": cache}, None, desc)
+
+    def after(done):
+        if after_chunk is not None:
+            after_chunk(done, cache)
+
+    nll, correct = _run(model, ids, chunk_size, lambda n: {"past_key_values": cache}, after, desc)
     return _evaluation(input_ids, nll, correct, held_lengths(cache))
 
 
@@ -109,7 +116,7 @@ def evaluate_with_compression(
         require(len(lengths) <= 1 or n == 1, "chunk_size", chunk_size, "1 for layers cut unlike")
         return {"past_key_values": cache, "position_ids": position_ids}
 
-    def after():
+    def after(done):
         pairs = [(layer.keys, layer.values) for layer in state["cache"].layers]
         state["pairs"] = compress_fn(pairs, **kwargs)
 
@@ -157,10 +164,10 @@ def evaluate_recompute(
 
 
 def _run(model, ids, chunk_size, step, after, desc):
-    """The chunk loop: `step(n)` gives the forward's keyword arguments, `after()` ends a chunk."""
+    """The chunks: `step(n)` gives the forward's keyword arguments, `after(done)` ends each."""
     B, T = ids.shape
-    nll = torch.empty(B, T - 1)
-    correct = torch.empty(B, T - 1, dtype=torch.bool)
+    nll = torch.zeros(B, T - 1)  # zeros, not empty: all of its memory is taken now
+    correct = torch.zeros(B, T - 1, dtype=torch.bool)
     bar = progress(total=T - 1, desc=desc, unit="token", disable=desc is None)
     for start in range(0, T - 1, chunk_size):
         end = min(start + chunk_size, T - 1)
@@ -170,8 +177,7 @@ def _run(model, ids, chunk_size, step, after, desc):
         loss = F.cross_entropy(flat, target.flatten(), reduction="none")
         nll[:, start:end] = loss.view(target.shape).cpu()
         correct[:, start:end] = (logits.argmax(-1) == target).cpu()
-        if after is not None:
-            after()
+        after(end)
         bar.update(end - start)
     bar.close()
     return nll, correct

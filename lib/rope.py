@@ -9,17 +9,12 @@ import sys
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 # inv_freq of these depends on the length of the text, so a cached key can't be turned
 LENGTH_DEPENDENT = ("dynamic", "longrope")
-
-
-def rotate_half(x: torch.Tensor) -> torch.Tensor:
-    """(x1, x2) -> (-x2, x1) on the last dim."""
-    x1, x2 = x.chunk(2, dim=-1)
-    return torch.cat((-x2, x1), dim=-1)
 
 
 @dataclass
@@ -33,27 +28,34 @@ class Rope:
         """How many leading dims of a head are rotated."""
         return 2 * len(self.inv_freq)
 
-    def cos_sin(self, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin of the angles for shifts `delta` (...,): (..., rotary_dim) each."""
+    def cos_sin(self, delta: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin for shifts `delta` (...,): (..., width) each, for heads of `width` dims.
+
+        Dims that are not rotated have 1 and 0.
+        """
         dtype = torch.float32 if delta.device.type == "mps" else torch.float64  # mps has no float64
         angles = delta[..., None].to(dtype) * self.inv_freq.to(delta.device, dtype)
-        angles = torch.cat((angles, angles), dim=-1)
+        angles = pad(torch.cat((angles, angles), dim=-1), (0, width - self.rotary_dim))
         return angles.cos(), angles.sin()
 
+    def half(self, x: torch.Tensor) -> torch.Tensor:
+        """(x1, x2, rest) -> (-x2, x1, 0) on the last dim, whose first two parts are rotated."""
+        x1, x2 = x[..., : self.rotary_dim].chunk(2, dim=-1)
+        return pad(torch.cat((-x2, x1), dim=-1), (0, x.shape[-1] - self.rotary_dim))
+
     def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """Turn `x` (B, H, T, D) by angles whose cos and sin broadcast to (B, H, T, rotary_dim).
+        """Turn `x` (B, H, T, D) by angles whose cos and sin broadcast to it.
 
         Computed in float32 (float64 for float64 input) and returned in the dtype of `x`.
         """
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        cos, sin = cos.to(x.device, dtype), sin.to(x.device, dtype)
-        rotated, passed = x[..., : self.rotary_dim].to(dtype), x[..., self.rotary_dim :]
-        rotated = rotated * cos + rotate_half(rotated) * sin
-        return torch.cat((rotated.to(x.dtype), passed), dim=-1)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        cos, sin, wide = cos.to(x.device, exact), sin.to(x.device, exact), x.to(exact)
+        return (wide * cos + self.half(wide) * sin).to(x.dtype)
 
     def turn(self, x: torch.Tensor, delta: torch.Tensor | int) -> torch.Tensor:
         """Move `x` (B, H, T, D) by `delta` positions: an int, (T,) or (B, H, T)."""
-        return self.rotate(x, *self.cos_sin(torch.as_tensor(delta, device=x.device)))
+        delta = torch.as_tensor(delta, device=x.device)
+        return self.rotate(x, *self.cos_sin(delta, x.shape[-1]))
 
 
 def find_rope(model: torch.nn.Module | PreTrainedConfig) -> Rope:
@@ -89,6 +91,12 @@ def rotary_embeddings(model: torch.nn.Module) -> list[torch.nn.Module]:
     return [m for m in model.modules() if isinstance(getattr(m, "inv_freq", None), torch.Tensor)]
 
 
+def head_width(config: PreTrainedConfig) -> int:
+    """Dimensions of a head's keys."""
+    width = getattr(config, "head_dim", None)
+    return width or config.hidden_size // config.num_attention_heads
+
+
 def _build(config: PreTrainedConfig) -> list[torch.nn.Module]:
     """The rotary embeddings that a model of this config would have."""
     config = config.get_text_config()
@@ -102,9 +110,8 @@ def _build(config: PreTrainedConfig) -> list[torch.nn.Module]:
 def _check(config, rotary, rope: Rope) -> None:
     """Turning from 3 to 10 must equal the model's own rotation at 10."""
     apply = getattr(sys.modules[type(rotary).__module__], "apply_rotary_pos_emb", None)
-    text = config.get_text_config()
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    x = torch.linspace(-1, 1, head_dim, device=rope.inv_freq.device).view(1, 1, 1, -1)
+    width = head_width(config.get_text_config())
+    x = torch.linspace(-1, 1, width, device=rope.inv_freq.device).view(1, 1, 1, -1)
 
     def at(position: int) -> torch.Tensor:
         cos, sin = rotary(x, torch.tensor([[position]], device=x.device))

@@ -7,9 +7,10 @@ import torch
 from .rope import Rope
 from .slots import Slots
 
-# queries that one call of attention takes where old tokens leave within the step: fewer waste
-# less on keys that most of them don't see, more make better matrix products
+# queries that one call of attention takes where old tokens leave within the step: fewer waste less
+# on keys that most of them don't see, more cost fewer calls
 BLOCK = 64
+GPU_BLOCK = 512
 
 
 @dataclass
@@ -30,46 +31,45 @@ class Step:
     new_sinks: torch.Tensor | None = None  # (1 or B, start_size): which new tokens are sinks
     # several tokens: turns the queries to where the sinks are looked up from, (1 or B, n)
     sink_delta: torch.Tensor | None = None
-    # one token: its slot (1,); the slots of sinks to be written anew, and what turns them
+    # one token: its slot (1,); the slots of sinks to be written anew, and by how much to turn them
     slot: torch.Tensor | None = None
     sink_slots: torch.Tensor | None = None  # (start_size,)
-    turn: tuple[torch.Tensor, torch.Tensor] | None = None  # cos, sin (1 or B, 1, 1, rotary_dim)
-    _masks: dict = field(default_factory=dict)
+    sink_shift: tuple[torch.Tensor, torch.Tensor] | None = None  # cos and sin, (1 or B, 1, 1, D)
+    _blocks: dict = field(default_factory=dict)
 
     @property
     def front(self) -> int:
         """How many of the keys that attention gets are sinks; they come first."""
         return 0 if self.slots is None else self.slots.front(self.seen + self.n)
 
-    def blocks(self, length: int) -> list[tuple[slice, slice]]:
-        """Blocks of queries and which of `length` keys, sinks apart, they may need.
+    def blocks(self, length: int, device, dtype) -> list[tuple[slice, slice, torch.Tensor]]:
+        """Blocks of queries, which of `length` keys each may need, and its additive mask.
 
-        The slice of keys has `front` more places in front, where the sinks are to be put.
+        The slice of keys begins with `front` places where the sinks are to be put. Layers share the
+        masks, (1 or B, 1, queries, keys).
         """
-        if self.slots is None:
-            return [(slice(0, self.n), slice(0, length))]
-        reach = self.slots.recent_size + self.slots.buffer
-        blocks = []
-        for begin in range(0, self.n, BLOCK):
-            end = min(begin + BLOCK, self.n)
-            low = max(0, length - self.n + begin - reach - self.front)
-            high = max(self.front, length - self.n + end)
-            blocks.append((slice(begin, end), slice(low, high)))
+        if (length, device) in self._blocks:
+            return self._blocks[length, device]
+        size = self.n if self.slots is None else BLOCK if device.type == "cpu" else GPU_BLOCK
+        reach = length if self.slots is None else self.slots.recent_size + self.slots.buffer
+        old, blocks = length - self.n, []
+        for begin in range(0, self.n, size):
+            end = min(begin + size, self.n)
+            low = max(0, old + begin - reach - self.front)
+            keys = slice(low, max(self.front, old + end))
+            mask = additive(self._visible(begin, end, keys, length, device), dtype)
+            blocks.append((slice(begin, end), keys, mask))
+        self._blocks[length, device] = blocks
         return blocks
 
-    def mask(self, queries: slice, keys: slice, length: int, device, dtype) -> torch.Tensor:
-        """Additive mask (1 or B, 1, queries, keys) for one of `blocks`; layers share it."""
-        key = (queries.start, keys.start, keys.stop, device, dtype)
-        if key not in self._masks:
-            columns = torch.arange(queries.start, queries.stop, device=device) + self.seen
-            window = torch.arange(keys.start + self.front, keys.stop, device=device)
-            window += self.seen + self.n - length  # the column of each key
-            if self.slots is None:
-                visible = (window <= columns[:, None])[None]
-            else:
-                visible = self.slots.visible(columns, self.front, window)
-            self._masks[key] = additive(visible, dtype)
-        return self._masks[key]
+    def _visible(self, begin: int, end: int, keys: slice, length: int, device) -> torch.Tensor:
+        """Whether queries begin .. end see each of `keys`, the sinks in front: (1 or B, n, S)."""
+        queries = torch.arange(begin, end, device=device) + self.seen  # columns of the text
+        window = torch.arange(keys.start + self.front, keys.stop, device=device)
+        window += self.seen + self.n - length
+        if self.slots is None:
+            return (window <= queries[:, None])[None]
+        return self.slots.visible(queries, self.front, window)
 
 
 def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -78,8 +78,11 @@ def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
-def plan(step: Step, dense: bool, device) -> Step:
-    """Fill in what `step` does to its slots. `dense`: a prompt that is cut only after it."""
+def plan(step: Step, dense: bool, width: int, device, dtype) -> None:
+    """Fill in what `step` does to its slots, for heads of `width` dims and keys of `dtype`.
+
+    `dense`: a prompt that is cut only after it.
+    """
     slots, n, seen, step.dense = step.slots, step.n, step.seen, dense
     columns = torch.arange(seen, seen + n, device=device)
     own = slots.own(columns)  # (1 or B, n)
@@ -92,14 +95,13 @@ def plan(step: Step, dense: bool, device) -> Step:
     if slots.start_size and (slots.pads is not None or seen < slots.start_size):
         step.new_sinks = start[None] + (0 if slots.pads is None else slots.pads) - seen
     if n == 1:
-        _plan_one(step, own, start)
+        _plan_one(step, own, start, width, torch.promote_types(dtype, torch.float32))
     elif step.rope is not None and slots.start_size and not dense:
         delta = (slots.held(own) - own - (step.position - seen)).where(own >= 0, 0)
         step.sink_delta = delta if bool(delta.any()) else None
-    return step
 
 
-def _plan_one(step: Step, own: torch.Tensor, start: torch.Tensor) -> None:
+def _plan_one(step: Step, own: torch.Tensor, start: torch.Tensor, width: int, dtype) -> None:
     slots = step.slots
     step.slot = torch.tensor([step.first + step.held], device=own.device)
     if slots.start_size and (slots.stale or slots.pads is not None):
@@ -107,7 +109,8 @@ def _plan_one(step: Step, own: torch.Tensor, start: torch.Tensor) -> None:
         if step.rope is not None:
             # a sink stands `held` before the query, whose position is own + (position - seen)
             delta = own + (step.position - step.seen) - slots.held(own)
-            step.turn = step.rope.cos_sin(delta[..., None].clamp(min=0))
+            cos, sin = step.rope.cos_sin(delta[..., None], width)
+            step.sink_shift = cos.to(dtype), sin.to(dtype)
 
 
 def mask_of_one(step: Step, size: int | None, device, dtype) -> torch.Tensor:

@@ -19,15 +19,21 @@ def enable_streaming_llm(
 
     Parameters in tokens; the cache grows by `buffer` before it is cut. Every new stream gets its
     own `lib.CompressedCache`; raises ValueError for models that it can't work with. Calling it
-    again replaces the sizes.
+    again replaces the sizes. A call of the model without a cache stays dense.
     """
     method = StreamingLLM(start_size, recent_size)
 
     def new_cache():
         return CompressedCache(model, method, buffer, prefill=prefill)
 
-    new_cache()  # raises before anything is changed
     disable_streaming_llm(model)
+    handles = attach(model)
+    try:
+        new_cache()  # raises where the model or a size won't do
+    except ValueError:
+        for handle in handles:
+            handle.remove()
+        raise
 
     def stream(model, args, kwargs):
         cache = kwargs.get("past_key_values")
@@ -39,7 +45,7 @@ def enable_streaming_llm(
         return args, kwargs | {"past_key_values": new_cache()}
 
     hook = model.register_forward_pre_hook(stream, with_kwargs=True, prepend=True)
-    _handles[model] = [hook, *attach(model)]
+    _handles[model] = [hook, *handles]
 
 
 def disable_streaming_llm(model) -> None:

@@ -14,13 +14,30 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 torch.set_num_threads(1)  # tiny models are slower on several
 VOCAB = 61
 FAMILIES = ("neox_25", "neox_50", "llama", "llama_gqa", "qwen3")
+SCALED = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+}
+MORE_FAMILIES = (*FAMILIES, "mistral", "mistral_sliding", "qwen2", *SCALED)
 
 
 def tiny_model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0, **config):
@@ -44,8 +61,16 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float64, seed: int = 0, *
     elif family == "qwen3":
         config |= {"num_key_value_heads": 2, "head_dim": 16}
         kind, model_class = Qwen3Config, Qwen3ForCausalLM
+    elif family == "qwen2":
+        config["num_key_value_heads"] = 2
+        kind, model_class = Qwen2Config, Qwen2ForCausalLM
+    elif family.startswith("mistral"):
+        sliding = {"sliding_window": 40 if family == "mistral_sliding" else None}
+        config = {"num_key_value_heads": 2} | sliding | config
+        kind, model_class = MistralConfig, MistralForCausalLM
     else:
-        config["num_key_value_heads"] = 2 if family == "llama_gqa" else 4
+        rope |= SCALED.get(family, {})
+        config["num_key_value_heads"] = 4 if family == "llama" else 2
         kind, model_class = LlamaConfig, LlamaForCausalLM
     model = model_class(kind(**{"rope_parameters": rope} | config)).eval()
     with torch.no_grad():
@@ -69,33 +94,52 @@ def distinct_ids(length: int, vocabulary: int = VOCAB, seed: int = 0) -> torch.T
 
 
 def rotate(x: torch.Tensor, distances: list[int], config) -> torch.Tensor:
-    """`x` (H, D) rotated by each of `distances`: (H, n, D), in float64."""
-    rope = config.rope_parameters
+    """`x` (H, D) rotated by each of `distances`: (H, n, D), in float64.
+
+    Some RoPE scalings make what is rotated longer as well, here as in the models.
+    """
+    rope, scale = config.rope_parameters, 1.0
     head_dim = x.shape[-1]
     rotary_dim = int(head_dim * rope.get("partial_rotary_factor", 1.0))
     half = rotary_dim // 2
     frequency = torch.tensor(
         [rope["rope_theta"] ** (-2 * i / rotary_dim) for i in range(half)], dtype=torch.float64
     )
+    if rope["rope_type"] != "default":
+        frequency, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, "cpu")
     angle = torch.tensor(distances, dtype=torch.float64)[:, None] * frequency  # (n, half)
+    cos, sin = scale * angle.cos(), scale * angle.sin()
     first, second, rest = x[:, None, :half], x[:, None, half:rotary_dim], x[:, None, rotary_dim:]
     return torch.cat(
-        (
-            first * angle.cos() - second * angle.sin(),
-            second * angle.cos() + first * angle.sin(),
-            rest.expand(-1, len(distances), -1),
-        ),
+        (first * cos - second * sin, second * cos + first * sin, rest.expand(-1, len(angle), -1)),
         dim=-1,
     )
 
 
-def visible_to(t: int, start_size: int, recent_size: int | None, positions: str):
-    """(index, distance) of every token that the query at index t sees; None is no limit."""
-    if recent_size is None or t <= start_size + recent_size:
-        return [(j, t - j) for j in range(t + 1)]
-    budget = start_size + recent_size
-    sinks = [(j, (budget if positions == "in_cache" else t) - j) for j in range(start_size)]
-    return sinks + [(j, t - j) for j in range(t - recent_size, t + 1)]
+def windows(
+    length: int,
+    start_size: int,
+    recent_size: int | None,
+    positions: str = "in_cache",
+    buffer: int = 0,
+    cut_from: int = 0,
+) -> list[list[tuple[int, int]]]:
+    """For each of `length` queries (index, distance) of every token it sees; None is no limit.
+
+    A query sees the tokens held, and itself. If more than the budget and `buffer` are held then,
+    sinks and recent tokens stay; nothing is cut before `cut_from` tokens were fed.
+    """
+    held, seen = [], []
+    for t in range(length):
+        held.append(t)
+        last = len(held) - 1
+        in_cache = positions == "in_cache"
+        seen.append([(j, last - place if in_cache else t - j) for place, j in enumerate(held)])
+        if recent_size is None or t + 1 < cut_from:
+            continue
+        if len(held) > start_size + recent_size + buffer:
+            held = held[:start_size] + held[-recent_size:]
+    return seen
 
 
 def project(layer, x: torch.Tensor, config):
@@ -148,7 +192,7 @@ def literal(model, ids: torch.Tensor, see, after=None) -> torch.Tensor:
     """Logits (T, V) of feeding `ids` (T,) one by one, in float64.
 
     `see(t, layer, head)` lists (index, distance) of what the query at t sees; `after(t, layer,
-    keys)` is told the unrotated keys (t + 1, Hkv, D) when the step is done.
+    keys)` is told the keys (t + 1, Hkv, D), as rotated at 0, when the step is done.
     """
     model = copy.deepcopy(model).double()
     config, body = model.config, model.base_model
@@ -159,6 +203,7 @@ def literal(model, ids: torch.Tensor, see, after=None) -> torch.Tensor:
         x = model.get_input_embeddings()(token)
         for number, layer in enumerate(body.layers):
             query, key, value = project(layer, x, config)
+            key = rotate(key, [0], config)[:, 0]
             keys, values = cached[number]
             keys.append(key)
             values.append(value)
@@ -172,9 +217,10 @@ def literal(model, ids: torch.Tensor, see, after=None) -> torch.Tensor:
     return torch.stack(logits)
 
 
-def literal_window(model, ids, start_size=0, recent_size=None, positions="in_cache"):
-    """Logits (T, V) under sinks and a window; dense where `recent_size` is None."""
-    return literal(model, ids, lambda t, *_: visible_to(t, start_size, recent_size, positions))
+def literal_window(model, ids, start_size=0, recent_size=None, *args, **kwargs) -> torch.Tensor:
+    """Logits (T, V) under `windows`; dense where `recent_size` is None."""
+    seen = windows(len(ids), start_size, recent_size, *args, **kwargs)
+    return literal(model, ids, lambda t, *_: seen[t])
 
 
 def literal_scattered(model, ids, keep, positions="in_cache", cut_from: int = 0):
@@ -209,3 +255,32 @@ def nll_of(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     scores = logits[:-1] - logits[:-1].max(dim=-1, keepdim=True).values
     total = scores.exp().sum(-1).log()
     return total - scores[torch.arange(len(ids) - 1), ids[1:]]
+
+
+@torch.no_grad()
+def own_generate(model, ids: torch.Tensor, new: int, cache=None, **kwargs):
+    """New tokens (B, new) and their logits (B, new, V) by the model's own `generate`, greedy."""
+    ids = ids if ids.ndim == 2 else ids[None]
+    options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "pad_token_id": 0}
+    options |= {} if cache is None else {"past_key_values": cache}
+    output = model.generate(
+        ids,
+        max_new_tokens=new,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **(options | kwargs),
+    )
+    return output.sequences[:, ids.shape[1] :], torch.stack(output.logits, dim=1)
+
+
+def assert_greedy(expected: torch.Tensor, new: torch.Tensor, logits=None, atol: float = 1e-4):
+    """`new` (n,) are the likeliest tokens by `expected`, whose last n rows `logits` equals.
+
+    `expected` (T, V) are the literal logits of the prompt and `new` but for its last token, so
+    the literal model, left alone, would have chosen the same.
+    """
+    expected = expected[-len(new) :]
+    if logits is not None:
+        assert (logits.double() - expected).abs().max() < atol
+    chosen = expected.gather(1, new[:, None])[:, 0]
+    assert (expected.max(-1).values - chosen).max() < atol

@@ -1,0 +1,85 @@
+"""Decoding against transformers' DynamicCache and the machine's limit, on real shapes.
+
+    python benchmarks/decoding.py
+
+Random weights and random contexts: the time of a step depends on shapes only. Writes
+`tables/decoding.csv` and `.md` under results/.
+"""
+
+import argparse
+
+import pandas as pd
+import psutil
+
+from lib import StreamingLLM, load_model, save_table
+from lib.breakdown import breakdown
+from lib.limits import decoding_work, measure_machine, share_of_limit
+from lib.results import machine_line
+from lib.stats import summarise
+
+BASELINE = "baseline"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", default=["pythia-70m", "pythia-410m"])
+    parser.add_argument("--contexts", nargs="+", type=int, default=[512, 2048, 8192])
+    parser.add_argument("--late", type=int, default=32000, help="a token far along the stream")
+    parser.add_argument("--cache", type=int, default=512, help="budget in tokens")
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=5)
+    return parser.parse_args()
+
+
+def measure(shape: str, options: argparse.Namespace) -> pd.DataFrame:
+    """One row per method, context and repeat of one shape."""
+    model, _ = load_model(f"random:EleutherAI/{shape}")
+    method = StreamingLLM(4, options.cache - 4)
+    strict, lazy = f"streaming_{options.cache}", f"streaming_{options.cache}_lazy_64"
+    methods, buffers = {BASELINE: None, strict: method, lazy: method}, {lazy: 64}
+    common = {"steps": options.steps, "repeats": options.repeats}
+    runs = breakdown(model, methods, options.contexts, buffers, **common)
+    base = runs[runs.method == BASELINE].set_index(["context", "repeat"]).total_ms
+    keys = pd.MultiIndex.from_frame(runs[["context", "repeat"]])
+    runs["speedup"] = base.reindex(keys).to_numpy() / runs.total_ms.to_numpy()
+    # bookkeeping against a step with as many cached tokens and no compression
+    same = runs[(runs.method == BASELINE) & (runs.context == options.cache)]
+    if len(same):
+        share = runs.bookkeeping_ms / runs.repeat.map(same.set_index("repeat").total_ms)
+        runs["bookkeeping_%"] = 100 * share
+    streamed = {name: methods[name] for name in (strict, lazy)}
+    early_late = breakdown(model, streamed, [1000, options.late], buffers, **common)
+    early = early_late[early_late.context == 1000].set_index(["method", "repeat"]).total_ms
+    keys = pd.MultiIndex.from_frame(early_late[["method", "repeat"]])
+    early_late["against_token_1000"] = (
+        early_late.total_ms.to_numpy() / early.reindex(keys).to_numpy()
+    )
+    runs = pd.concat([runs, early_late], ignore_index=True)
+    machine = measure_machine(model.device, model.dtype)
+    held = runs.context.where(runs.method == BASELINE, runs.context.clip(upper=options.cache))
+    runs["limit_%"] = [
+        100 * share_of_limit(seconds / 1000, decoding_work(model, cached), machine)
+        for seconds, cached in zip(runs.total_ms, held, strict=True)
+    ]
+    print(f"{shape}: {machine}, resident {psutil.Process().memory_info().rss / 2**20:.0f} MiB")
+    return runs.assign(shape=shape)
+
+
+def main() -> None:
+    options = arguments()
+    runs = pd.concat([measure(shape, options) for shape in options.shapes], ignore_index=True)
+    runs = runs.rename(columns={"total_ms": "tpot_ms"})
+    columns = ["tpot_ms", "speedup", "against_token_1000", "bookkeeping_%", "limit_%"]
+    table = summarise(runs, ["shape", "context", "method"], columns)
+    caption = (
+        f"One step of decoding, batch 1, float32, by context: speed-up over DynamicCache, TPOT "
+        f"against that at token 1,000, time in the cache against a step of DynamicCache with "
+        f"{options.cache} tokens, share of the limit (memory read at the machine's rate). Medians "
+        f"and quartiles. {machine_line()}."
+    )
+    save_table(table, "decoding", caption)
+    print(table[["shape", "context", "method", *columns]].to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
