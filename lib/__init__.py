@@ -8,7 +8,9 @@ _PUBLIC = {
     "compressors": [
         "Compressor",
         "FixSizeL2",
+        "Held",
         "L2Compress",
+        "Random",
         "RecentOnly",
         "StreamingLLM",
         "fix_size_l2_compress",

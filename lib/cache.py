@@ -70,7 +70,8 @@ class CompressedCache(Cache):
     def _empty_layers(self) -> list[Layer]:
         if self.window is not None:
             return [WindowLayer(self.window, self.rope) for _ in range(self.num_layers)]
-        return [ScatteredLayer(i, self.compressor, self.rope) for i in range(self.num_layers)]
+        n = self.num_layers
+        return [ScatteredLayer(i, self.compressor, self.rope, n) for i in range(n)]
 
     def __repr__(self) -> str:
         return f"CompressedCache({self.compressor}, {self.positions}, held={self.cached_lengths})"

@@ -8,7 +8,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from .compressors import Compressor
-from .compressors.base import Window, gather_tokens
+from .compressors.base import Held, Window, gather_tokens
 from .rope import Rope
 
 # free slots a window's buffer is made with: it moves once in so many tokens
@@ -128,9 +128,9 @@ class ScatteredLayer(Layer):
     from there, so that rounding errors don't add up.
     """
 
-    def __init__(self, layer_idx: int, compressor: Compressor, rope: Rope | None):
+    def __init__(self, layer_idx: int, compressor: Compressor, rope: Rope | None, num_layers: int):
         super().__init__(rope)
-        self.layer_idx = layer_idx
+        self.layer_idx, self.num_layers = layer_idx, num_layers
         self.compressor = compressor
         self.source = None  # (B, H, n, D)
         self.source_position = None  # (B, H, n)
@@ -145,7 +145,7 @@ class ScatteredLayer(Layer):
         B, H, n, _ = key_states.shape
         self.keys = keys = torch.cat((self.keys, key_states), dim=2)
         self.values = values = torch.cat((self.values, value_states), dim=2)
-        index = self.compressor.keep(keys, self.layer_idx)
+        index = self.compressor.keep(Held(keys, values, self.layer_idx, self.num_layers))
         if self.rope is not None:
             here = torch.arange(self.position, self.position + n, device=keys.device)
             self._append_source(key_states, here.expand(B, H, n))

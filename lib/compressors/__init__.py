@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
-from .base import Compressor, compress, compress_function
+from .base import Compressor, Held, compress, compress_function
 from .fix_size_l2 import FixSizeL2
 from .l2_compress import L2Compress
+from .random import Random
 from .recent_only import RecentOnly
 from .streaming_llm import StreamingLLM
 
@@ -15,7 +16,14 @@ METHODS: dict[str, type[Compressor]] = {
         RecentOnly,
         L2Compress,
         FixSizeL2,
+        Random,
     )
+}
+# a comparison's rows, by name: the method, and what its `at_budget` is given besides
+ROWS: dict[str, tuple[type[Compressor], dict]] = {
+    row: (method, more)
+    for method in METHODS.values()
+    for row, more in (method.rows or {method.name: {}}).items()
 }
 _FUNCTIONS = {name: compress_function(method) for name, method in METHODS.items()}
 
@@ -39,9 +47,12 @@ fix_size_l2_compress = get_compress_fn("fix_size_l2")
 
 __all__ = [
     "METHODS",
+    "ROWS",
     "Compressor",
     "FixSizeL2",
+    "Held",
     "L2Compress",
+    "Random",
     "RecentOnly",
     "StreamingLLM",
     "compress",
