@@ -154,6 +154,16 @@ def test_norms_of_bf16_keys_are_float32(method):
     assert method.keep(held(keys)).tolist() == [[[1, 3, 4, 6]]]
 
 
+def test_of_equal_norms_the_older_stays():
+    keys = torch.tensor([[2.0] * 40, [1.0, 2.0] * 20])[None, ..., None].expand(1, 2, 40, 4)
+    for method, kept in (
+        (L2Compress(0.5, 0, ()), [range(20), range(0, 40, 2)]),
+        (FixSizeL2(20, 0.1, "keep_low", ()), [[*range(18), 38, 39], [*range(0, 36, 2), 38, 39]]),
+        (FixSizeL2(20, 0.1, "keep_high", ()), [[*range(18), 38, 39], [*range(1, 36, 2), 38, 39]]),
+    ):
+        assert method.keep(held(keys)).tolist() == [[list(row) for row in kept]]
+
+
 def test_random_depends_on_seed_layer_and_keys():
     keys = random_keys(1, 2, 40, 4)
     methods = [FixSizeL2(20, 0.2, "random", (), seed) for seed in range(3)]

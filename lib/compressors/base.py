@@ -128,11 +128,13 @@ def share_of(share: float, n: int) -> int:
 def keep_best(scores: torch.Tensor, count: int, start: int = 0, recent: int = 0) -> torch.Tensor:
     """Indices (B, H, start + count + recent), ascending: the `count` highest of `scores` (B, H, n).
 
-    The `start` tokens before these n and the `recent` ones after them stay too.
+    The `start` tokens before these n and the `recent` ones after them stay too. Of equal scores the
+    older token stays.
     """
     B, H, n = scores.shape
-    # topk is unordered: sort, so that what is kept stays in time order
-    chosen = scores.topk(count, dim=-1).indices.sort(dim=-1).values + start
+    # not topk, which leaves open what it takes of equal ones: equal tokens have equal norms
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    chosen = order[..., :count].sort(dim=-1).values + start
     index = torch.arange(start + n + recent, device=scores.device).expand(B, H, -1)
     return torch.cat((index[..., :start], chosen, index[..., start + n :]), dim=-1)
 
