@@ -11,7 +11,6 @@ from reference import cached_model, tiny_ids
 from lib import FixSizeL2, Held, L2Compress, Random, RecentOnly, StreamingLLM
 from lib.attention import NAME, attention_implementation
 from lib.cache import CompressedCache
-from lib.comparison import GROUPS, at_budget
 
 some_tests = settings(max_examples=60, deadline=None)
 # one batch, two heads, ten tokens; the norms are written out
@@ -207,12 +206,3 @@ def test_random_does_not_always_evict_the_same_place_of_a_stream():
     assert len(evicted) == 48 * 2 * 2  # steps, layers, heads
     assert set(evicted) == set(range(10))  # the 3 recent ones stay
     assert max(evicted.count(place) for place in range(10)) < len(evicted) / 3
-
-
-@pytest.mark.parametrize("group", GROUPS)
-def test_at_budget_keeps_that_many(group):
-    method = at_budget(group, 12, start_size=3)
-    index = method.keep(held(random_keys(1, 2, 13, 4)))
-    # l2_compress cuts to 80% of what it holds: 11 of 13
-    assert index.shape[-1] == (11 if group == "l2_compress" else 12)
-    assert method.keep(held(random_keys(1, 2, 12, 4))) is None

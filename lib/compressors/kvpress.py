@@ -26,8 +26,8 @@ def load_press(name: str) -> Any:
         kvpress = importlib.import_module("kvpress")
     except ImportError as error:
         raise ImportError(
-            "kvpress is not installed: pip install 'kv-lab[kvpress]', in an environment of its own "
-            "since it needs an older transformers than this project is pinned to"
+            "kvpress is not installed: it is the extra kv-lab[kvpress], and since it asks for an "
+            "older transformers than the pinned one, the README says how to install it beside"
         ) from error
     press = getattr(kvpress, name, None)
     ok = isinstance(press, type) and issubclass(press, kvpress.ScorerPress)
