@@ -12,7 +12,7 @@ NAME = "kv_lab"
 
 
 def kv_lab_attention(
-    module, query, key, value, attention_mask, scaling=None, dropout=0.0, kv_step=None, **kwargs
+    module, query, key, value, attention_mask, dropout=0.0, scaling=None, kv_step=None, **kwargs
 ):
     """SDPA under the mask of a `lib.steps.Step`: query (B, H, n, D), key and value (B, Hkv, S, D).
 

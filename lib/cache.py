@@ -75,7 +75,7 @@ class CompressedCache(Announced):
     def _layers(self, number: int) -> list[Layer]:
         if self.slots is not None:
             return [WindowLayer(self.slots, self.rope, self.static) for _ in range(number)]
-        each = (self.compressor, self.buffer, self.rope)
+        each = (number, self.compressor, self.buffer, self.rope)
         return [ScatteredLayer(i, *each) for i in range(number)]
 
     def __repr__(self) -> str:

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 import pandas as pd
 import torch
 
-from .compressors import Compressor, FixSizeL2, L2Compress, RecentOnly, StreamingLLM
-from .compressors.base import require, require_int
+from .compressors import ROWS, Compressor, L2Compress
+from .compressors.base import require
 from .perplexity import Evaluation, evaluate
 from .progress import progress
 from .speed import change_against
 from .stats import mean_ci, ppl_ci, ppl_ratio_ci, summarise
 
 BASELINE = "baseline"
-GROUPS = ("recent_only", "streaming", "l2_compress", "fix_l2_low", "fix_l2_high", "fix_l2_random")
+GROUPS = tuple(ROWS)
 
 
 def at_budget(
@@ -21,21 +21,11 @@ def at_budget(
 ) -> Compressor:
     """The method of a group, such that a compressed layer keeps at most `budget` tokens.
 
-    `l2_compress` keeps 80% whenever it holds more than the budget: that stays within the budget for
-    steps of up to a quarter of it, and after a long prompt takes several steps to come down to it.
-    Layers in `skip_layers` keep everything.
+    Layers in `skip_layers` keep everything, where the method knows of layers.
     """
-    require(group in GROUPS, "method", group, f"one of {GROUPS}")
-    require_int("budget", budget, start_size + 1)
-    skip = tuple(skip_layers)
-    if group == "recent_only":
-        return RecentOnly(budget)
-    if group == "streaming":
-        return StreamingLLM(start_size, budget - start_size)
-    if group == "l2_compress":
-        return L2Compress(keep_ratio=0.8, prune_after=budget, skip_layers=skip)
-    strategy = {"low": "keep_low", "high": "keep_high", "random": "random"}[group.split("_")[-1]]
-    return FixSizeL2(budget, strategy=strategy, skip_layers=skip, seed=seed)
+    require(group in ROWS, "method", group, f"one of {GROUPS}")
+    method, more = ROWS[group]
+    return method.at_budget(budget, start_size, skip_layers, seed, **more)
 
 
 def experiment(

@@ -8,7 +8,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from .compressors import Compressor
-from .compressors.base import gather_tokens
+from .compressors.base import Held, gather_tokens
 from .rope import Rope
 from .slots import Slots
 from .steps import Step
@@ -149,11 +149,19 @@ class ScatteredLayer(Layer):
     from there, so that rounding errors don't add up.
     """
 
-    def __init__(self, layer_idx: int, compressor: Compressor, buffer: int, rope: Rope | None):
+    def __init__(
+        self,
+        layer_idx: int,
+        num_layers: int,
+        compressor: Compressor,
+        buffer: int,
+        rope: Rope | None,
+    ):
         super().__init__()
-        self.layer_idx, self.compressor, self.rope = layer_idx, compressor, rope
-        # tokens that may be held; a method without a budget decides by itself
-        self.limit = 0 if compressor.budget is None else compressor.budget + buffer
+        self.layer_idx, self.num_layers = layer_idx, num_layers
+        self.compressor, self.rope = compressor, rope
+        budget = compressor.layer_budget(layer_idx, num_layers)
+        self.limit = budget + buffer if budget and buffer else 0  # tokens that may be held uncut
         self.reset()
 
     def reset(self) -> None:
@@ -185,7 +193,8 @@ class ScatteredLayer(Layer):
         if self.rope is not None:
             self._append_source(key_states)
         if keys.shape[2] > self.limit:
-            self._cut(self.compressor.keep(keys, self.layer_idx))
+            held = Held(keys, values, self.layer_idx, self.num_layers)
+            self._cut(self.compressor.keep(held))
         return keys, values
 
     def _append_source(self, keys) -> None:

@@ -39,8 +39,8 @@ def test_at_budget():
     for group, strategy in (("low", "keep_low"), ("high", "keep_high"), ("random", "random")):
         method = at_budget(f"fix_l2_{group}", 64, skip_layers=(1,), seed=3)
         assert method == FixSizeL2(64, 0.2, strategy, (1,), 3)
-    with pytest.raises(ValueError, match="method='h2o': allowed is one of"):
-        at_budget("h2o", 64)
+    with pytest.raises(ValueError, match="method='no_such': allowed is one of"):
+        at_budget("no_such", 64)
     with pytest.raises(ValueError, match="budget=4: allowed is an int >= 5"):
         at_budget("recent_only", 4)
 

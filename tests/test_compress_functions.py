@@ -81,10 +81,12 @@ def test_methods_by_name():
         "l2_compress": l2_compress,
         "fix_size_l2": fix_size_l2_compress,
     }
-    assert list_methods() == list(functions)
+    assert list_methods()[: len(functions)] == list(functions)
     assert {name: get_compress_fn(name) for name in functions} == functions
-    with pytest.raises(ValueError, match=r"'h2o': allowed are \['streaming_llm', 'recent_only'"):
-        get_compress_fn("h2o")
+    with pytest.raises(
+        ValueError, match=r"'no_such': allowed are \['streaming_llm', 'recent_only'"
+    ):
+        get_compress_fn("no_such")
 
 
 @pytest.mark.parametrize(
@@ -118,8 +120,8 @@ def test_methods_by_name():
     ],
 )
 def test_bad_parameters(method, arguments, told):
-    functions = dict(zip(list_methods(), (f for f, *_ in FUNCTIONS), strict=True))
-    for make in (method, lambda **kwargs: functions[method.name](pairs(), **kwargs)):
+    function = get_compress_fn(method.name)
+    for make in (method, lambda **kwargs: function(pairs(), **kwargs)):
         with pytest.raises(ValueError) as refusal:  # noqa: PT011
             make(**arguments)
         assert told in str(refusal.value)

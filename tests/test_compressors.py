@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import cached_model, tiny_ids
 
-from lib import FixSizeL2, L2Compress, RecentOnly, StreamingLLM
+from lib import FixSizeL2, Held, L2Compress, Random, RecentOnly, StreamingLLM
 from lib.cache import CompressedCache
-from lib.comparison import GROUPS, at_budget
 
 some_tests = settings(max_examples=60, deadline=None)
 # one batch, two heads, ten tokens; the norms are written out
@@ -22,6 +21,10 @@ def keys_of(norms) -> torch.Tensor:
     norms = torch.tensor(norms, dtype=torch.float32)
     direction = torch.randn(*norms.shape, 4, generator=torch.Generator().manual_seed(0))
     return (direction / direction.norm(dim=-1, keepdim=True) * norms[..., None])[None]
+
+
+def held(keys: torch.Tensor, layer_idx: int = 0) -> Held:
+    return Held(keys, keys, layer_idx, num_layers=6)
 
 
 def random_keys(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -56,7 +59,7 @@ def random_keys(*shape: int, seed: int = 0) -> torch.Tensor:
     ids=str,
 )
 def test_written_out(method, kept):
-    index = method.keep(keys_of(NORMS), layer_idx=0)
+    index = method.keep(held(keys_of(NORMS)))
     assert (None if index is None else index.tolist()) == kept
 
 
@@ -72,13 +75,13 @@ def test_streaming_and_recent_only(length, start_size, recent_size):
     recent = RecentOnly(recent_size)
     assert (streaming.budget, recent.budget) == (budget, recent_size)
     if length <= budget:
-        assert streaming.keep(keys, 5) is None
+        assert streaming.keep(held(keys, 5)) is None
     else:
-        assert streaming.keep(keys, 5).tolist() == [*range(start_size), *last]
+        assert streaming.keep(held(keys, 5)).tolist() == [*range(start_size), *last]
     if length <= recent_size:
-        assert recent.keep(keys, 5) is None
+        assert recent.keep(held(keys, 5)) is None
     else:
-        assert recent.keep(keys, 5).tolist() == last
+        assert recent.keep(held(keys, 5)).tolist() == last
 
 
 def assert_ascending(index: torch.Tensor):
@@ -97,7 +100,7 @@ def assert_ascending(index: torch.Tensor):
 def test_fix_size_l2(length, size, keep_ratio, strategy, layer_idx, seed):
     keys = random_keys(2, 3, length, 4, seed=seed)
     method = FixSizeL2(size, keep_ratio, strategy, skip_layers=(1,), seed=seed)
-    index = method.keep(keys, layer_idx)
+    index = method.keep(held(keys, layer_idx))
     if layer_idx == 1 or length <= size:
         assert index is None
         return
@@ -106,7 +109,7 @@ def test_fix_size_l2(length, size, keep_ratio, strategy, layer_idx, seed):
     recent = math.floor(keep_ratio * size)
     assert index[..., size - recent :].tolist() == [[[*range(length - recent, length)]] * 3] * 2
     if strategy == "random":
-        assert torch.equal(index, method.keep(keys, layer_idx))
+        assert torch.equal(index, method.keep(held(keys, layer_idx)))
         return
     for batch in range(2):  # every head by its own norms
         for head in range(3):
@@ -126,7 +129,7 @@ def test_fix_size_l2(length, size, keep_ratio, strategy, layer_idx, seed):
 )
 def test_l2_compress(length, prune_after, eighths, layer_idx):
     keys = random_keys(2, 3, length, 4)
-    index = L2Compress(eighths / 8, prune_after, skip_layers=(1,)).keep(keys, layer_idx)
+    index = L2Compress(eighths / 8, prune_after, skip_layers=(1,)).keep(held(keys, layer_idx))
     kept = -(-length * eighths // 8)  # rounded up
     if layer_idx == 1 or length <= prune_after or kept == length:
         assert index is None
@@ -146,19 +149,40 @@ def test_norms_of_bf16_keys_are_float32(method):
     last = [1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0]
     keys = torch.tensor([[16.0, x] for x in last], dtype=torch.bfloat16)[None, None]
     assert len(keys.norm(dim=-1).unique()) == 1  # they tie in bf16
-    assert method.keep(keys, 0).tolist() == [[[1, 3, 4, 6]]]
+    assert method.keep(held(keys)).tolist() == [[[1, 3, 4, 6]]]
+
+
+def test_of_equal_norms_the_older_stays():
+    keys = torch.tensor([[2.0] * 40, [1.0, 2.0] * 20])[None, ..., None].expand(1, 2, 40, 4)
+    for method, kept in (
+        (L2Compress(0.5, 0, ()), [range(20), range(0, 40, 2)]),
+        (FixSizeL2(20, 0.1, "keep_low", ()), [[*range(18), 38, 39], [*range(0, 36, 2), 38, 39]]),
+        (FixSizeL2(20, 0.1, "keep_high", ()), [[*range(18), 38, 39], [*range(1, 36, 2), 38, 39]]),
+    ):
+        assert method.keep(held(keys)).tolist() == [[list(row) for row in kept]]
 
 
 def test_random_depends_on_seed_layer_and_keys():
     keys = random_keys(1, 2, 40, 4)
     methods = [FixSizeL2(20, 0.2, "random", (), seed) for seed in range(3)]
-    kept = [method.keep(keys, layer).tolist() for method in methods for layer in range(2)]
-    kept.append(methods[0].keep(random_keys(1, 2, 40, 4, seed=1), 0).tolist())
+    kept = [method.keep(held(keys, layer)).tolist() for method in methods for layer in range(2)]
+    kept.append(methods[0].keep(held(random_keys(1, 2, 40, 4, seed=1))).tolist())
     assert all(kept.count(index) == 1 for index in kept)
-    again = FixSizeL2(20, 0.2, "random", (), 0).keep(keys.clone(), 0).tolist()
+    again = FixSizeL2(20, 0.2, "random", (), 0).keep(held(keys.clone())).tolist()
     assert again == kept[0]
     torch.manual_seed(5)  # nor does anyone else's seed matter
-    assert methods[0].keep(keys, 0).tolist() == kept[0]
+    assert methods[0].keep(held(keys)).tolist() == kept[0]
+
+
+@pytest.mark.parametrize("keep_ratio", [0.0, 0.29, 1.0])
+def test_random_is_the_random_choice_of_fix_size_l2(keep_ratio):
+    keys = random_keys(2, 3, 120, 4).bfloat16()
+    for layer, seed in ((0, 0), (3, 7)):
+        random = Random(100, keep_ratio, (1,), seed)
+        other = FixSizeL2(100, keep_ratio, "random", (1,), seed)
+        assert torch.equal(random.keep(held(keys, layer)), other.keep(held(keys, layer)))
+    assert Random(100, skip_layers=(1,)).keep(held(keys, 1)) is None
+    assert Random(120).keep(held(keys)) is None
 
 
 def test_random_does_not_always_evict_the_same_place_of_a_stream():
@@ -167,8 +191,8 @@ def test_random_does_not_always_evict_the_same_place_of_a_stream():
     places = []
     keep = cache.compressor.keep
 
-    def noted(keys, layer_idx):
-        index = keep(keys, layer_idx)
+    def noted(held):
+        index = keep(held)
         if index is not None:
             places.extend(set(range(13)) - set(row) for row in index[0].tolist())
         return index
@@ -180,12 +204,3 @@ def test_random_does_not_always_evict_the_same_place_of_a_stream():
     assert len(evicted) == 48 * 2 * 2  # steps, layers, heads
     assert set(evicted) == set(range(10))  # the 3 recent ones stay
     assert max(evicted.count(place) for place in range(10)) < len(evicted) / 3
-
-
-@pytest.mark.parametrize("group", GROUPS)
-def test_at_budget_keeps_that_many(group):
-    method = at_budget(group, 12, start_size=3)
-    index = method.keep(random_keys(1, 2, 13, 4), 0)
-    # l2_compress cuts to 80% of what it holds: 11 of 13
-    assert index.shape[-1] == (11 if group == "l2_compress" else 12)
-    assert method.keep(random_keys(1, 2, 12, 4), 0) is None

@@ -57,13 +57,19 @@ def test_library_example_runs():
 
 
 def test_method_example_is_a_method():
-    from lib import evaluate, load_model, load_tokens
+    from lib import Held, evaluate, load_model, load_tokens
 
-    names = {}
-    exec(EXAMPLES[1], names)
+    section = README.split("\n## Add a method\n")[1].split("\n## ")[0]
+    (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    names = {"__name__": "every_other"}
+    exec(example, names)
+    method = names["EveryOther"].at_budget(64)
+    for length, kept in ((64, None), (65, range(0, 65, 2)), (200, range(0, 200, 4))):
+        index = method.keep(Held(*[torch.zeros(1, 2, length, 4)] * 2, 0, 1))
+        assert (None if index is None else index.tolist()) == (kept and list(kept))
     model, tokenizer = load_model("reference")
     tokens = load_tokens("docs", tokenizer, max_tokens=400)
-    result = evaluate(model, tokens, names["EveryOther"](limit=64), chunk_size=16)
+    result = evaluate(model, tokens, method, chunk_size=16)
     assert result.cache_length <= 64
     assert torch.isfinite(result.nll).all()
 

@@ -2,9 +2,16 @@
 
 from collections.abc import Callable
 
-from .base import Compressor, compress, compress_function
+from .adaptive_l2 import AdaptiveL2
+from .base import Compressor, Held, compress, compress_function
 from .fix_size_l2 import FixSizeL2
+from .h2o_l2 import H2OL2
+from .keydiff import KeyDiff
+from .kvpress import KVPress
 from .l2_compress import L2Compress
+from .lagkv import LagKV
+from .pyramid import Pyramid
+from .random import Random
 from .recent_only import RecentOnly
 from .streaming_llm import StreamingLLM
 
@@ -15,7 +22,20 @@ METHODS: dict[str, type[Compressor]] = {
         RecentOnly,
         L2Compress,
         FixSizeL2,
+        Random,
+        KeyDiff,
+        LagKV,
+        H2OL2,
+        AdaptiveL2,
+        Pyramid,
+        KVPress,
     )
+}
+# a comparison's rows, by name: the method, and what its `at_budget` is given besides
+ROWS: dict[str, tuple[type[Compressor], dict]] = {
+    row: (method, more)
+    for method in METHODS.values()
+    for row, more in (method.rows or {method.name: {}}).items()
 }
 _FUNCTIONS = {name: compress_function(method) for name, method in METHODS.items()}
 
@@ -39,9 +59,18 @@ fix_size_l2_compress = get_compress_fn("fix_size_l2")
 
 __all__ = [
     "METHODS",
+    "ROWS",
+    "AdaptiveL2",
     "Compressor",
     "FixSizeL2",
+    "H2OL2",
+    "Held",
+    "KVPress",
+    "KeyDiff",
     "L2Compress",
+    "LagKV",
+    "Pyramid",
+    "Random",
     "RecentOnly",
     "StreamingLLM",
     "compress",

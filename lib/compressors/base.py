@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from transformers import Cache
@@ -31,6 +31,12 @@ def require_share(name: str, value, above: float | None = None) -> None:
     require(ok, name, value, "a number from 0 to 1" + ("" if above is None else f", above {above}"))
 
 
+def require_budget(budget, start_size, more: int = 1) -> None:
+    """Raise a ValueError unless `budget` holds `start_size` sinks and `more` tokens."""
+    require_int("start_size", start_size, 0)
+    require_int("budget", budget, start_size + more)
+
+
 def layer_set(layers) -> tuple[int, ...]:
     """`skip_layers` as a tuple of layer indices, or a ValueError."""
     require(
@@ -54,28 +60,87 @@ class Window:
 
 
 @dataclass
+class Held:
+    """What one layer of the cache holds when its compressor is asked what to keep.
+
+    `scores` is the attention each token has received; None where a method does not ask for it.
+    """
+
+    keys: torch.Tensor  # (B, H, T, D)
+    values: torch.Tensor  # (B, H, T, D)
+    layer_idx: int
+    num_layers: int
+    scores: torch.Tensor | None = None  # (B, H, T)
+
+    @property
+    def length(self) -> int:
+        """Tokens held, T."""
+        return self.keys.shape[2]
+
+
+@dataclass
 class Compressor(ABC):
-    """Decides which tokens of a layer's cache stay; cutting and turning are the cache's work."""
+    """Decides which tokens of a layer's cache stay; cutting and turning are the cache's work.
+
+    `rows` are a comparison's rows of this method, by name, with what `at_budget` is given besides;
+    where it is empty there is one, named as the method.
+    """
 
     name: ClassVar[str]
     paper: ClassVar[str]
+    rows: ClassVar[dict[str, dict]] = {}
 
     @property
     @abstractmethod
     def budget(self) -> int | None:
         """Tokens kept per compressed layer between steps; None where there is no fixed number."""
 
+    def layer_budget(self, layer_idx: int, num_layers: int) -> int | None:
+        """`budget` of one layer, for methods that give layers different ones."""
+        return self.budget
+
     @property
     def window(self) -> Window | None:
         """The window of a method that looks at positions only; None for one that looks at keys."""
         return None
 
+    @classmethod
     @abstractmethod
-    def keep(self, keys: torch.Tensor, layer_idx: int) -> torch.Tensor | None:
-        """Indices of the tokens to keep, ascending, (n,) or (B, H, n), for keys (B, H, T, D).
+    def at_budget(
+        cls, budget: int, start_size: int = 4, skip_layers: tuple[int, ...] = (), seed: int = 0
+    ) -> Self:
+        """The method such that a compressed layer holds at most `budget` tokens between steps.
 
-        None keeps everything.
+        Of the sinks, the layers never cut and the seed a method takes what it has a use for.
         """
+
+    @abstractmethod
+    def keep(self, held: Held) -> torch.Tensor | None:
+        """Indices of the tokens to keep, ascending, (n,) or (B, H, n); None keeps everything."""
+
+
+def as_float(x: torch.Tensor) -> torch.Tensor:
+    """`x` in float32, or in float64 if it is: in bfloat16 most norms and many scores tie."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def share_of(share: float, n: int) -> int:
+    """`share` of `n` tokens, rounded down."""
+    return int(share * n + 1e-9)  # 0.29 of 100 is 29
+
+
+def keep_best(scores: torch.Tensor, count: int, start: int = 0, recent: int = 0) -> torch.Tensor:
+    """Indices (B, H, start + count + recent), ascending: the `count` highest of `scores` (B, H, n).
+
+    The `start` tokens before these n and the `recent` ones after them stay too. Of equal scores the
+    older token stays.
+    """
+    B, H, n = scores.shape
+    # not topk, which leaves open what it takes of equal ones: equal tokens have equal norms
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    chosen = order[..., :count].sort(dim=-1).values + start
+    index = torch.arange(start + n + recent, device=scores.device).expand(B, H, -1)
+    return torch.cat((index[..., :start], chosen, index[..., start + n :]), dim=-1)
 
 
 def gather_tokens(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -94,16 +159,19 @@ def compress(past_key_values: Pairs | Cache, compressor: Compressor) -> Pairs | 
     rotation they have (original positions): turning them needs the model, see `lib.cache`.
     """
     if isinstance(past_key_values, Cache):
-        for layer_idx, layer in enumerate(past_key_values.layers):
+        layers = past_key_values.layers
+        for layer_idx, layer in enumerate(layers):
             if layer.is_initialized and layer.keys.numel():
-                layer.keys, layer.values = _cut(layer.keys, layer.values, compressor, layer_idx)
+                held = Held(layer.keys, layer.values, layer_idx, len(layers))
+                layer.keys, layer.values = _cut(held, compressor)
         return past_key_values
     if not isinstance(past_key_values, (list, tuple)):
         raise TypeError(
             f"past_key_values is a {type(past_key_values).__name__}: "
             "allowed are a list or tuple of (key, value) and a transformers Cache"
         )
-    cut = [_cut(k, v, compressor, i) for i, (k, v) in enumerate(past_key_values)]
+    held = [Held(k, v, i, len(past_key_values)) for i, (k, v) in enumerate(past_key_values)]
+    cut = [_cut(layer, compressor) for layer in held]
     return type(past_key_values)(cut)
 
 
@@ -119,8 +187,8 @@ def compress_function(method: type[Compressor]) -> Callable[..., Pairs | Cache]:
     return function
 
 
-def _cut(keys, values, compressor, layer_idx):
-    index = compressor.keep(keys, layer_idx)
+def _cut(held: Held, compressor: Compressor) -> tuple[torch.Tensor, torch.Tensor]:
+    index = compressor.keep(held)
     if index is None:
-        return keys, values
-    return gather_tokens(keys, index), gather_tokens(values, index)
+        return held.keys, held.values
+    return gather_tokens(held.keys, index), gather_tokens(held.values, index)

@@ -1,12 +1,23 @@
 """Fixed-size L2: a constant budget of recent tokens and of the lowest (or highest) key norms."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 
-from .base import Compressor, layer_set, require, require_int, require_share
+from .base import (
+    Compressor,
+    Held,
+    keep_best,
+    layer_set,
+    require,
+    require_budget,
+    require_int,
+    require_share,
+    share_of,
+)
 from .l2_compress import key_norms
+from .random import random_scores
 
 STRATEGIES = ("keep_low", "keep_high", "random")
 
@@ -21,6 +32,11 @@ class FixSizeL2(Compressor):
 
     name: ClassVar[str] = "fix_size_l2"
     paper: ClassVar[str] = "after Devoto et al. 2024, arXiv:2406.11430"
+    rows: ClassVar[dict[str, dict]] = {
+        "fix_l2_low": {"strategy": "keep_low"},
+        "fix_l2_high": {"strategy": "keep_high"},
+        "fix_l2_random": {"strategy": "random"},
+    }
     fix_kv_size: int = 512
     keep_ratio: float = 0.2
     strategy: str = "keep_low"
@@ -38,30 +54,25 @@ class FixSizeL2(Compressor):
     def budget(self) -> int:
         return self.fix_kv_size
 
-    def keep(self, keys: torch.Tensor, layer_idx: int) -> torch.Tensor | None:
-        B, H, T, _ = keys.shape
-        if layer_idx in self.skip_layers or T <= self.fix_kv_size:
+    @classmethod
+    def at_budget(
+        cls,
+        budget: int,
+        start_size: int = 4,
+        skip_layers=(),
+        seed: int = 0,
+        strategy: str = "keep_low",
+    ) -> Self:
+        require_budget(budget, start_size)
+        return cls(budget, strategy=strategy, skip_layers=skip_layers, seed=seed)
+
+    def keep(self, held: Held) -> torch.Tensor | None:
+        if held.layer_idx in self.skip_layers or held.length <= self.fix_kv_size:
             return None
-        recent = int(self.keep_ratio * self.fix_kv_size + 1e-9)  # 0.29 of 100 is 29
-        scores = self._scores(keys[:, :, : T - recent], layer_idx)
-        chosen = scores.topk(self.fix_kv_size - recent, dim=-1).indices.sort(dim=-1).values
-        last = torch.arange(T - recent, T, device=keys.device).expand(B, H, recent)
-        return torch.cat((chosen, last), dim=-1)
-
-    def _scores(self, keys: torch.Tensor, layer_idx: int) -> torch.Tensor:
-        """Higher stays, (B, H, T)."""
+        recent = share_of(self.keep_ratio, self.fix_kv_size)
+        older = held.keys[:, :, : held.length - recent]
         if self.strategy == "random":
-            rows = [self._random_row(row, layer_idx) for row in keys]
-            return torch.stack(rows).to(keys.device)
-        norms = key_norms(keys)
-        return -norms if self.strategy == "keep_low" else norms
-
-    def _random_row(self, keys: torch.Tensor, layer_idx: int) -> torch.Tensor:
-        """Random scores (H, T) for one row's keys (H, T, D).
-
-        Seeded by what is cached too: the same cache is always cut alike, yet in a stream, where
-        every cut sees the same length, not the same place leaves each time.
-        """
-        content = keys[:, -1].float().contiguous().view(torch.int32).sum().item()
-        seed = hash((self.seed, layer_idx, keys.shape[1], content)) % 2**63
-        return torch.rand(keys.shape[:2], generator=torch.Generator().manual_seed(seed))
+            scores = random_scores(older, held.layer_idx, self.seed)
+        else:
+            scores = key_norms(older) * (-1 if self.strategy == "keep_low" else 1)
+        return keep_best(scores, self.fix_kv_size - recent, recent=recent)

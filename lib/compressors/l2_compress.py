@@ -2,17 +2,25 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 
-from .base import Compressor, layer_set, require_int, require_share
+from .base import (
+    Compressor,
+    Held,
+    as_float,
+    keep_best,
+    layer_set,
+    require_budget,
+    require_int,
+    require_share,
+)
 
 
 def key_norms(keys: torch.Tensor) -> torch.Tensor:
-    """L2 norms (B, H, T) of keys (B, H, T, D), in float32: in bfloat16 most of them tie."""
-    dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
-    return keys.to(dtype).norm(dim=-1)
+    """L2 norms (B, H, T) of keys (B, H, T, D)."""
+    return as_float(keys).norm(dim=-1)
 
 
 @dataclass
@@ -39,10 +47,19 @@ class L2Compress(Compressor):
     def budget(self) -> int | None:
         return None
 
-    def keep(self, keys: torch.Tensor, layer_idx: int) -> torch.Tensor | None:
-        length = keys.shape[2]
-        kept = math.ceil(self.keep_ratio * length - 1e-9)  # 0.55 of 100 is 55
-        if layer_idx in self.skip_layers or length <= self.prune_after or kept == length:
+    @classmethod
+    def at_budget(cls, budget: int, start_size: int = 4, skip_layers=(), seed: int = 0) -> Self:
+        """Keep 80% whenever a layer holds more than `budget` tokens.
+
+        That stays within the budget for steps of up to a quarter of it, and after a long prompt
+        takes several steps to come down to it.
+        """
+        require_budget(budget, start_size)
+        return cls(0.8, budget, skip_layers)
+
+    def keep(self, held: Held) -> torch.Tensor | None:
+        T = held.length
+        kept = math.ceil(self.keep_ratio * T - 1e-9)  # 0.55 of 100 is 55
+        if held.layer_idx in self.skip_layers or self.prune_after >= T or kept == T:
             return None
-        # topk is unordered: sort, so that what is kept stays in time order
-        return key_norms(keys).topk(kept, dim=-1, largest=False).indices.sort(dim=-1).values
+        return keep_best(-key_norms(held.keys), kept)

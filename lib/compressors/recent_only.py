@@ -1,11 +1,11 @@
 """Window attention: recent tokens only, no sinks."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 
-from .base import Compressor, Window, require_int
+from .base import Compressor, Held, Window, require_budget, require_int
 
 
 @dataclass
@@ -27,8 +27,13 @@ class RecentOnly(Compressor):
     def window(self) -> Window:
         return Window(0, self.window_size)
 
-    def keep(self, keys: torch.Tensor, layer_idx: int) -> torch.Tensor | None:
-        length = keys.shape[2]
-        if length <= self.window_size:
+    @classmethod
+    def at_budget(cls, budget: int, start_size: int = 4, skip_layers=(), seed: int = 0) -> Self:
+        require_budget(budget, start_size)
+        return cls(budget)
+
+    def keep(self, held: Held) -> torch.Tensor | None:
+        if held.length <= self.window_size:
             return None
-        return torch.arange(length - self.window_size, length, device=keys.device)
+        first = held.length - self.window_size
+        return torch.arange(first, held.length, device=held.keys.device)

@@ -1,11 +1,11 @@
 """StreamingLLM: attention sinks and a window of recent tokens."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 
-from .base import Compressor, Window, require_int
+from .base import Compressor, Held, Window, require_budget, require_int
 
 
 @dataclass
@@ -17,6 +17,7 @@ class StreamingLLM(Compressor):
 
     name: ClassVar[str] = "streaming_llm"
     paper: ClassVar[str] = "Xiao et al. 2023, arXiv:2309.17453"
+    rows: ClassVar[dict[str, dict]] = {"streaming": {}}
     start_size: int = 4
     recent_size: int = 508
 
@@ -32,9 +33,13 @@ class StreamingLLM(Compressor):
     def window(self) -> Window:
         return Window(self.start_size, self.recent_size)
 
-    def keep(self, keys: torch.Tensor, layer_idx: int) -> torch.Tensor | None:
-        length = keys.shape[2]
-        if length <= self.budget:
+    @classmethod
+    def at_budget(cls, budget: int, start_size: int = 4, skip_layers=(), seed: int = 0) -> Self:
+        require_budget(budget, start_size)
+        return cls(start_size, budget - start_size)
+
+    def keep(self, held: Held) -> torch.Tensor | None:
+        if held.length <= self.budget:
             return None
-        index = torch.arange(length, device=keys.device)
-        return torch.cat((index[: self.start_size], index[length - self.recent_size :]))
+        index = torch.arange(held.length, device=held.keys.device)
+        return torch.cat((index[: self.start_size], index[held.length - self.recent_size :]))

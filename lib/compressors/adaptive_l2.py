@@ -1,0 +1,60 @@
+"""Adaptive L2: the fuller the cache, the more of its highest key norms leave."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+
+from .base import (
+    Compressor,
+    Held,
+    keep_best,
+    layer_set,
+    require_budget,
+    require_int,
+    require_share,
+    share_of,
+)
+from .l2_compress import key_norms
+
+
+@dataclass
+class AdaptiveL2(Compressor):
+    """Prune the highest key norms, per head: gently above `soft_limit`, at once above `hard_limit`.
+
+    Up to the soft limit all tokens stay. Above it each cut removes the share `prune_share` of the
+    excess, rounded down, or more where more than the hard limit would stay: fed token by token, the
+    cache comes to rest about 1 / prune_share tokens above the soft limit. Layers in `skip_layers`
+    are never cut. After Devoto et al. 2024, arXiv:2406.11430.
+    """
+
+    name: ClassVar[str] = "adaptive_l2"
+    paper: ClassVar[str] = "after Devoto et al. 2024, arXiv:2406.11430"
+    soft_limit: int = 384
+    hard_limit: int = 512
+    prune_share: float = 0.1
+    skip_layers: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        require_int("soft_limit", self.soft_limit, 1)
+        require_int("hard_limit", self.hard_limit, self.soft_limit)
+        require_share("prune_share", self.prune_share, above=0)
+        self.skip_layers = layer_set(self.skip_layers)
+
+    @property
+    def budget(self) -> int:
+        return self.hard_limit
+
+    @classmethod
+    def at_budget(cls, budget: int, start_size: int = 4, skip_layers=(), seed: int = 0) -> Self:
+        """The budget is the hard limit, three quarters of it the soft one."""
+        require_budget(budget, start_size)
+        return cls(max(1, 3 * budget // 4), budget, skip_layers=skip_layers)
+
+    def keep(self, held: Held) -> torch.Tensor | None:
+        T = held.length
+        pruned = share_of(self.prune_share, max(0, T - self.soft_limit))
+        kept = min(self.hard_limit, T - pruned)
+        if held.layer_idx in self.skip_layers or kept == T:
+            return None
+        return keep_best(-key_norms(held.keys), kept)

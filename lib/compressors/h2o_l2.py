@@ -1,0 +1,49 @@
+"""H2O by key norms: sinks, heavy hitters and recent tokens, without looking at attention."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+
+from .base import Compressor, Held, keep_best, layer_set, require_budget, require_int
+from .l2_compress import key_norms
+
+
+@dataclass
+class H2OL2(Compressor):
+    """Keep the first `start_size` tokens, the last `recent_size`, and `heavy_size` between them.
+
+    Heavy hitters, which H2O (Zhang et al. 2023, arXiv:2306.14048) finds by the attention they have
+    received, are here those with the lowest key norms, per head: low norms go with high attention
+    (Devoto et al. 2024, arXiv:2406.11430). Layers in `skip_layers` are never cut.
+    """
+
+    name: ClassVar[str] = "h2o_l2"
+    paper: ClassVar[str] = "after Zhang et al. 2023, arXiv:2306.14048"
+    start_size: int = 4
+    heavy_size: int = 254
+    recent_size: int = 254
+    skip_layers: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        require_int("start_size", self.start_size, 0)
+        require_int("heavy_size", self.heavy_size, 0)
+        require_int("recent_size", self.recent_size, 1)
+        self.skip_layers = layer_set(self.skip_layers)
+
+    @property
+    def budget(self) -> int:
+        return self.start_size + self.heavy_size + self.recent_size
+
+    @classmethod
+    def at_budget(cls, budget: int, start_size: int = 4, skip_layers=(), seed: int = 0) -> Self:
+        """What the sinks leave goes to heavy and to recent tokens in halves, as in H2O."""
+        require_budget(budget, start_size)
+        heavy_size = (budget - start_size) // 2
+        return cls(start_size, heavy_size, budget - start_size - heavy_size, skip_layers)
+
+    def keep(self, held: Held) -> torch.Tensor | None:
+        if held.layer_idx in self.skip_layers or held.length <= self.budget:
+            return None
+        middle = held.keys[:, :, self.start_size : held.length - self.recent_size]
+        return keep_best(-key_norms(middle), self.heavy_size, self.start_size, self.recent_size)

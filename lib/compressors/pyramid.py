@@ -1,0 +1,88 @@
+"""PyramidKV's budgets: more tokens for the lower layers, fewer for the higher, for any method."""
+
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import ClassVar, Self
+
+import torch
+
+from .base import Compressor, Held, layer_set, require, require_budget, require_int
+from .h2o_l2 import H2OL2
+
+
+def layer_budgets(budget: int, num_layers: int, base_size: int, beta: float) -> list[int]:
+    """Budgets of `num_layers` layers that fall linearly and whose mean is exactly `budget`.
+
+    The last layer gets `base_size` and 1 / `beta` of what a layer has on average besides.
+    """
+    if num_layers == 1:
+        return [budget]
+    last = num_layers - 1
+    slope = (budget - base_size) * (1 - 1 / beta) / last
+    # opposite layers lie as far above the mean as below it, rounded too: the sum is exact
+    return [budget + round(slope * (last - 2 * layer)) for layer in range(num_layers)]
+
+
+@dataclass
+class Pyramid(Compressor):
+    """`method` with a budget of its own for each layer, falling linearly from the lowest layer up.
+
+    `budget` is the mean over the layers that are cut, met exactly. Every layer has `base_size`
+    tokens; of what is beyond them the highest layer gets 1 / `beta` of the mean. `method` is made
+    with its `at_budget` from `start_size`, `skip_layers`, `seed` and `parameters`. Cai et al. 2024,
+    arXiv:2406.02069, who choose tokens by the attention of the last ones, as SnapKV does.
+    """
+
+    name: ClassVar[str] = "pyramid"
+    paper: ClassVar[str] = "Cai et al. 2024, arXiv:2406.02069"
+    method: type[Compressor] = H2OL2
+    budget: int = 512
+    base_size: int = 12
+    beta: float = 20
+    start_size: int = 4
+    skip_layers: tuple[int, ...] = ()
+    seed: int = 0
+    parameters: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        ok = isinstance(self.method, type) and issubclass(self.method, Compressor)
+        ok = ok and self.method is not Pyramid
+        require(ok, "method", self.method, "the class of another method, such as KeyDiff")
+        require_int("base_size", self.base_size, 1)
+        require_int("budget", self.budget, self.base_size)
+        beta = self.beta
+        ok = isinstance(beta, Real) and not isinstance(beta, bool) and 1 <= beta < float("inf")
+        require(ok, "beta", beta, "a number >= 1")
+        self.skip_layers = layer_set(self.skip_layers)
+        self._method_at(self.base_size)  # refuses what the smallest layer could not have
+
+    @classmethod
+    def at_budget(
+        cls,
+        budget: int,
+        start_size: int = 4,
+        skip_layers=(),
+        seed: int = 0,
+        method: type[Compressor] = H2OL2,
+        **parameters,
+    ) -> Self:
+        """The mean over layers is `budget`; a base of 8 tokens and the sinks for every layer."""
+        require_budget(budget, start_size)
+        base_size = min(start_size + 8, budget)
+        return cls(method, budget, base_size, 20, start_size, skip_layers, seed, parameters)
+
+    def _method_at(self, budget: int) -> Compressor:
+        return self.method.at_budget(
+            budget, self.start_size, self.skip_layers, self.seed, **self.parameters
+        )
+
+    def layer_budget(self, layer_idx: int, num_layers: int) -> int | None:
+        cut = [layer for layer in range(num_layers) if layer not in self.skip_layers]
+        if layer_idx not in cut:
+            return None  # never cut
+        budgets = layer_budgets(self.budget, len(cut), self.base_size, self.beta)
+        return budgets[cut.index(layer_idx)]
+
+    def keep(self, held: Held) -> torch.Tensor | None:
+        budget = self.layer_budget(held.layer_idx, held.num_layers)
+        return None if budget is None else self._method_at(budget).keep(held)
