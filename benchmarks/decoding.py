@@ -7,6 +7,8 @@ Random weights and random contexts: the time of a step depends on shapes only. W
 """
 
 import argparse
+import json
+import os
 
 import pandas as pd
 import psutil
@@ -20,22 +22,22 @@ from lib.stats import summarise
 BASELINE = "baseline"
 
 
-def arguments() -> argparse.Namespace:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=["pythia-70m", "pythia-410m"])
     parser.add_argument("--contexts", nargs="+", type=int, default=[512, 2048, 8192])
     parser.add_argument("--late", type=int, default=32000, help="a token far along the stream")
     parser.add_argument("--cache", type=int, default=512, help="budget in tokens")
-    parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--repeats", type=int, default=5)
-    return parser.parse_args()
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=3)
+    return parser
 
 
 def measure(shape: str, options: argparse.Namespace) -> pd.DataFrame:
     """One row per method, context and repeat of one shape."""
     model, _ = load_model(f"random:EleutherAI/{shape}")
     method = StreamingLLM(4, options.cache - 4)
-    strict, lazy = f"streaming_{options.cache}", f"streaming_{options.cache}_lazy_64"
+    strict, lazy = f"streaming_{options.cache}", f"streaming_lazy_{options.cache}"
     methods, buffers = {BASELINE: None, strict: method, lazy: method}, {lazy: 64}
     common = {"steps": options.steps, "repeats": options.repeats}
     runs = breakdown(model, methods, options.contexts, buffers, **common)
@@ -66,7 +68,11 @@ def measure(shape: str, options: argparse.Namespace) -> pd.DataFrame:
 
 
 def main() -> None:
-    options = arguments()
+    parser = arguments()
+    options = parser.parse_args()
+    changed = {k: v for k, v in vars(options).items() if v != parser.get_default(k)}
+    os.environ["KVLAB_NOTEBOOK"] = "benchmarks/decoding.py"
+    os.environ["KVLAB_PARAMETERS"] = json.dumps(changed)
     runs = pd.concat([measure(shape, options) for shape in options.shapes], ignore_index=True)
     runs = runs.rename(columns={"total_ms": "tpot_ms"})
     columns = ["tpot_ms", "speedup", "against_token_1000", "bookkeeping_%", "limit_%"]

@@ -121,12 +121,13 @@ def ratio_table(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> pd.Da
 def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Cost of each method and context length over the repeats of `lib.speed.measure`.
 
-    Median and quartiles of TPOT and throughput and of their change against baseline; MiB allocated.
+    Median and quartiles of TPOT and throughput, of their change against baseline and of the share
+    of the machine's limit; MiB allocated.
     """
     runs = runs.copy()
     for column in ("tpot_ms", "throughput"):
         runs[f"{column}_change_%"] = change_against(runs, column, BASELINE)
-    columns = ["tpot_ms", "throughput", "tpot_ms_change_%", "throughput_change_%"]
+    columns = ["tpot_ms", "throughput", "tpot_ms_change_%", "throughput_change_%", "limit_%"]
     cost = summarise(runs, ["context", "method"], columns).rename(columns={"n": "n_repeats"})
     allocated = runs.groupby(["context", "method"]).cache_mib.first().reset_index()
     return cost.merge(allocated, on=["context", "method"])

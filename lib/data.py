@@ -59,14 +59,23 @@ def _tokens(text: str, tokenizer) -> torch.LongTensor:
 
 
 def _beginnings(name: str | Path, split: str, max_tokens: int | None) -> Iterator[str]:
-    """Longer and longer beginnings of a text, the last one whole; just that one if it is local."""
+    """Longer and longer beginnings of a text, the last one whole."""
+    size = None if max_tokens is None else 12 * max_tokens
     if name == "docs":
-        yield docs_text(split)
+        yield from _longer(docs_text(split), size)
     elif name in HUB_TEXTS:
-        yield from _joined(_hub_rows(name, split), None if max_tokens is None else 12 * max_tokens)
+        yield from _joined(_hub_rows(name, split), size)
     else:
         require(Path(name).suffix in (".txt", ".parquet"), "text name", name, ALLOWED)
-        yield _file_text(local_path(name))
+        yield from _longer(_file_text(local_path(name)), size)
+
+
+def _longer(text: str, size: int | None) -> Iterator[str]:
+    """The first `size` characters, twice as many and so on, then all."""
+    while size is not None and size < len(text):
+        yield text[:size]
+        size *= 2
+    yield text
 
 
 def _file_text(path: Path) -> str:

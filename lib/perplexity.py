@@ -150,15 +150,13 @@ def evaluate_recompute(
     require(ok, "targets", targets.tolist()[:8], f"indices in {low}..{high}")
     recent = targets[:, None] - torch.arange(context - start_size, 0, -1)
     windows = torch.cat((torch.arange(start_size).expand(len(targets), -1), recent), dim=1)
-    losses = []
-    for row in progress(ids, desc=desc, disable=desc is None):
-        for window, target in zip(
-            windows.split(batch_size), targets.split(batch_size), strict=True
-        ):
-            batch = row[window.to(ids.device)]  # (batch_size, context)
-            logits = model(input_ids=batch, use_cache=False, logits_to_keep=1).logits[:, -1]
-            expected = row[target.to(ids.device)]
-            losses.append(F.cross_entropy(logits.float(), expected, reduction="none").cpu())
+    losses, batches = [], torch.arange(len(ids) * len(targets)).split(batch_size)  # text by text
+    for batch in progress(batches, desc=desc, disable=desc is None):
+        which, rows = batch % len(targets), ids[(batch // len(targets)).to(ids.device)]
+        contexts = rows.gather(1, windows[which].to(ids.device))  # (batch_size, context)
+        expected = rows.gather(1, targets[which, None].to(ids.device))[:, 0]
+        logits = model(input_ids=contexts, use_cache=False, logits_to_keep=1).logits[:, -1]
+        losses.append(F.cross_entropy(logits.float(), expected, reduction="none").cpu())
     nll = torch.cat(losses).view(len(ids), len(targets))
     return nll[0] if input_ids.ndim == 1 else nll
 

@@ -35,6 +35,7 @@ METHODS = {
     "baseline": MethodStyle(BLACK, "o"),
     "recent_only": MethodStyle(VERMILLION, "v"),
     "streaming_llm": MethodStyle(BLUE, "s"),
+    "streaming_lazy": MethodStyle(SKY, "d"),
     "recompute": MethodStyle(GREEN, "D"),
     "l2_compress": MethodStyle(ORANGE, "^"),
     "fix_size_l2": MethodStyle(PURPLE, "P"),
@@ -42,6 +43,8 @@ METHODS = {
 _OTHER = MethodStyle(GREY, "X")
 # The strategies of one method share its colour
 LINES = {"fix_l2_high": "--", "fix_l2_random": ":"}
+# The parts of a step's time: attention, the cache, the rest of the model
+PART_COLORS = (BLUE, VERMILLION, GREY)
 # A row's name is a short form of the method with its budget behind it, as in `streaming_512`
 _SHORT = {"dense": "baseline", "window": "recent_only", "streaming": "streaming_llm"}
 _SHORT |= {"l2": "l2_compress", "fix_l2": "fix_size_l2"}

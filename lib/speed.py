@@ -7,6 +7,7 @@ import torch
 
 from .compressors import Compressor
 from .generation import generate
+from .limits import decoding_work, measure_machine, share_of_limit
 from .progress import progress
 
 
@@ -17,18 +18,23 @@ def measure(
     new_tokens: int = 32,
     repeats: int = 3,
     seed: int = 0,
+    buffers: Mapping[str, int] | None = None,
 ) -> pd.DataFrame:
     """One row per repeat, context length and method, on random tokens, batch 1.
 
-    Columns: `ttft_s`, `tpot_ms`, `throughput` (tokens/s of decoding), `cache_mib` (allocated for
-    keys and values), `cache_length` (tokens held). Repeats are the outer loop, so that drift of the
-    machine hits all methods alike; a run of each method before them warms up.
+    Columns: `prefill` (how the prompt was read, "dense" or "streamed"), `ttft_s`, `tpot_ms`,
+    `throughput` (tokens/s of decoding), `cache_mib` (allocated for keys and values), `cache_length`
+    (tokens held) and `limit_%`, the share of the least time in which the machine can read what a
+    token needs. `buffers` gives a method's `buffer` where it has one. Repeats are the outer loop,
+    so that drift of the machine hits all methods alike; a run of each method before them warms up.
     """
     generator = torch.Generator().manual_seed(seed)
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (max(context_lengths),), generator=generator)
-    for method in methods.values():
-        generate(model, ids[: min(context_lengths)], method, max_new_tokens=4)
+    buffer = {name: (buffers or {}).get(name, 0) for name in methods}
+    for name, method in methods.items():
+        generate(model, ids[: min(context_lengths)], method, 4, buffer=buffer[name])
+    machine = measure_machine(model.device, model.dtype)
     runs = [
         (repeat, length, name)
         for repeat in range(repeats)
@@ -37,17 +43,22 @@ def measure(
     ]
     rows = []
     for repeat, length, name in progress(runs, desc="speed"):
-        result = generate(model, ids[:length], methods[name], max_new_tokens=new_tokens)
+        method = methods[name]
+        result = generate(model, ids[:length], method, new_tokens, buffer=buffer[name])
+        held = result.cache_lengths[len(result.cache_lengths) // 2]
+        limit = share_of_limit(result.tpot, decoding_work(model, held), machine)
         rows.append(
             {
                 "context": length,
                 "method": name,
+                "prefill": "streamed" if method is not None and method.window else "dense",
                 "repeat": repeat,
                 "ttft_s": result.ttft,
                 "tpot_ms": 1000 * result.tpot,
                 "throughput": result.throughput,
                 "cache_mib": result.cache_bytes / 2**20,
                 "cache_length": result.cache_lengths[-1],
+                "limit_%": 100 * limit,
             }
         )
     return pd.DataFrame(rows)

@@ -15,7 +15,7 @@ from .perplexity import evaluate
 
 
 def follow(
-    model, ids: torch.Tensor, compressor: Compressor, chunk_size: int = 1024, parts: int = 40
+    model, ids: torch.Tensor, compressor: Compressor, chunk_size: int = 512, parts: int = 40
 ) -> pd.DataFrame:
     """`evaluate` a stream `ids` (T,); one row for each of `parts` stretches of it.
 

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from lib import readme
+from lib import disable_streaming_llm, readme
 from lib.manifest import add_to_manifest
 from lib.outputs import declared_outputs
 from lib.paths import NOTEBOOKS, ROOT
@@ -54,6 +54,19 @@ def test_library_example_runs():
     assert names["result"].cache_length == 256
     assert len(names["out"].tokens) == 50
     assert names["out"].evictions > 0
+
+
+def test_generate_example_runs():
+    names = {}
+    try:
+        exec(EXAMPLES[1], names)
+        assert names["streamed"].shape == (1, 1050)
+        cache = names["cache"]
+        assert cache.get_seq_length() == 1049
+        assert set(cache.cached_lengths) == {256}
+        assert cache.evictions == cache.evicted == 1049 - 256
+    finally:
+        disable_streaming_llm(names["model"])
 
 
 def test_method_example_is_a_method():
