@@ -23,7 +23,7 @@ from .slots import Slots
 from .steps import Step, mask_of_one, plan
 
 # float32 angles lose precision with the position, so positions start again every so many tokens
-REBASE_EVERY = 4096
+REBASE_EVERY = 1024
 NO_MASK = ("flash_attention_2", "flash_attention_3", "flex_attention")
 
 

@@ -182,6 +182,36 @@ def test_a_text_longer_than_the_bound_on_positions(monkeypatch):
     assert_nll(result, evaluate(model, ids, StreamingLLM(4, 28), 512).nll.double(), 2e-4)
 
 
+@pytest.mark.parametrize("family", ["neox_25", "llama_gqa"])
+@pytest.mark.parametrize("buffer", [0, 4])
+@pytest.mark.parametrize("sizes", [[1] * 30, [7, 1, 16, 1, 5]], ids=["single", "several"])
+def test_token_five_million(family, buffer, sizes):
+    """As far along as the counters say, the same window has the same logits."""
+    model, ids = cached_model(family, torch.float32), tiny_ids(1, 70)
+    logits = []
+    for jump in (0, 5_000_000):  # a multiple of buffer + 1
+        cache = CompressedCache(model, StreamingLLM(3, 13), buffer)
+        model(input_ids=ids[:, :40], past_key_values=cache)
+        cache.seen += jump
+        if jump:  # positions too: the window's keys are turned there, as if they had come so late
+            shift = 1000
+            used = slice(cache.slots.first + 3, cache.slots.first + cache.cached_lengths[0])
+            for layer in cache.layers:
+                layer.rebase(-shift, used)
+            cache.position += shift
+            cache.slots.stale = True
+        at, rows = 40, []
+        for n in sizes:
+            part = ids[:, at : at + n]
+            rows.append(model(input_ids=part, past_key_values=cache).logits)
+            at += n
+        assert cache.get_seq_length() == at + jump
+        assert cache.evicted == at + jump - cache.cached_lengths[0]
+        assert cache.position < 1024 + 16 + buffer + 16  # positions began again
+        logits.append(torch.cat(rows, dim=1))
+    assert (logits[0] - logits[1]).abs().max().item() < 5e-4  # of float32 angles
+
+
 @pytest.mark.parametrize("start_size", [0, 3])
 @pytest.mark.parametrize("family", ["neox_25", "qwen3"])
 def test_recompute(family, start_size):
