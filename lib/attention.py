@@ -1,12 +1,15 @@
-"""Attention: the exact sinks + window attention, attention maps and the sink metric."""
+"""Attention: sinks + window, exactly; what tokens receive; attention maps and the sink metric."""
 
+import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from .compressors.base import require, require_int
+from .compressors.base import as_float, require, require_int
+from .steps import Step
 
 NAME = "kv_lab"
 
@@ -20,10 +23,13 @@ def kv_lab_attention(
     for them are computed apart and ride along as more dims of the head, in which sink j's key is
     the unit vector j and window keys are zero: one fused call then gives each query both
     distances. A step longer than a block goes block by block, so that time and memory grow with
-    its length only.
+    its length only. Layers that score their tokens by attention are told what these receive.
     """
     if kv_step is None:
         raise ValueError(f"attention {NAME!r} is only for steps with a CompressedCache")
+    layer = None if kv_step.layers is None else kv_step.layers[module.layer_idx]
+    if layer is not None and layer.queries:
+        layer.receive(received_attention(query, key, kv_step, layer.queries, scaling))
     D, groups = value.shape[-1], query.shape[1] // key.shape[1]
     if groups > 1:  # grouped queries
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
@@ -54,6 +60,46 @@ def _append_sink_logits(query, key, step):
     units = torch.eye(step.front, dtype=key.dtype, device=key.device).repeat(1, len(parts))
     key[:, :, : step.front] = pad(units, (query.shape[-1], 0))
     return torch.cat((query, *parts), dim=-1), key
+
+
+def received_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    step: Step,
+    queries: float = math.inf,
+    scaling: float | None = None,
+) -> torch.Tensor:
+    """Attention that each key gets from each of the last `queries` queries, (B, Hkv, S, q).
+
+    `math.inf` is the sum over all of them, q = 1. Query heads that share a key are averaged. The
+    weights exist for one block of queries at a time: memory grows with the length only.
+    """
+    S, blocks = key.shape[2], _weights(query, key, step, queries, scaling)
+    if queries != math.inf:
+        return torch.cat([pad(w, (0, S - w.shape[3])) for w in blocks], dim=2).mT
+    total = as_float(key.new_zeros(key.shape[0], key.shape[1], S, 1))
+    for weights in blocks:
+        total[:, :, : weights.shape[3], 0] += weights.sum(dim=2)
+    return total
+
+
+def _weights(query, key, step, queries, scaling) -> Iterator[torch.Tensor]:
+    """Attention weights of the last `queries` of (B, H, n, D), block by block.
+
+    Each (B, Hkv, block, S) in float32 or float64, without the keys behind the block.
+    """
+    n, D, heads = query.shape[2], query.shape[3], key.shape[1]
+    key, scale = as_float(key), D**-0.5 if scaling is None else scaling
+    for block, keys, mask in step.blocks(key.shape[2], query.device, query.dtype):
+        first = max(block.start, n - queries)
+        if first >= block.stop:
+            continue
+        q = scale * as_float(query[:, :, first : block.stop])
+        q = q.unflatten(1, (heads, -1))  # (B, Hkv, group, block, D)
+        logits = (q.flatten(2, 3) @ key[:, :, keys].mT).unflatten(2, q.shape[2:4])
+        if mask is not None:
+            logits += mask[:, :, None, first - block.start :]
+        yield logits.softmax(dim=-1).mean(dim=2)
 
 
 AttentionInterface.register(NAME, kv_lab_attention)

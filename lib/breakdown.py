@@ -132,6 +132,10 @@ def filled_cache(
     keys, values = (torch.randn(1, heads, length, width, **like) for _ in range(2))
     dense = DynamicCache(config=model.config)
     cache = dense if method is None else CompressedCache(model, method, buffer)
+    scored = method is not None and cache.scored
+    require(
+        not scored, "method", method, "one that does not look at attention: there are no queries"
+    )
     chunk = FILL_CHUNK if method is not None and method.window else length
     for key, value in zip(keys.split(chunk, dim=2), values.split(chunk, dim=2), strict=True):
         if method is not None:

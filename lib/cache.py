@@ -4,8 +4,9 @@
     model.generate(**inputs, past_key_values=cache)
 
 Each forward pass is one step. Before it, a hook on the model asks the cache for the step's position
-ids and masks (`CompressedCache.step`); only a step of several tokens in which old ones leave needs
-attention of our own, `lib.attention`, and gets it for that step alone.
+ids and masks (`CompressedCache.step`); only a step of several tokens in which old ones leave, and
+any step of a method that scores tokens by attention, needs attention of our own, `lib.attention`,
+and gets it for that step alone.
 """
 
 import copy
@@ -36,7 +37,8 @@ class CompressedCache(Announced):
     `prefill="streamed"`: each token of a prompt sees its own window; `"dense"`: the prompt sees
     all of itself and is cut afterwards, as it always is for methods that look at the keys.
     `static`: steps of one token have fixed shapes, for torch.compile.
-    Made from a config alone, it can't know of padding, nor stream a prompt past the budget.
+    Made from a config alone, it can't know of padding or attention, nor stream a prompt past the
+    budget.
     """
 
     def __init__(
@@ -66,6 +68,8 @@ class CompressedCache(Announced):
         require(window or not static, "static", static, "False for methods that look at the keys")
         self.slots = Slots(window, buffer) if window else None
         super().__init__(layers=self._layers(config.num_hidden_layers))
+        # whether tokens are scored by attention
+        self.scored = self.slots is None and any(layer.queries for layer in self.layers)
         self.seen = 0  # tokens of the stream so far
         self.position = 0  # position of the next token
         self._step: Step | None = None  # the one under way
@@ -128,7 +132,7 @@ class CompressedCache(Announced):
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated: keys, values, and the keys kept un-turned."""
+        """Bytes allocated: keys, values, the keys kept un-turned, and attention received."""
         return sum(x.nbytes for layer in self.layers for x in layer.tensors().values())
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
@@ -158,12 +162,12 @@ class CompressedCache(Announced):
         """A step that no hook saw: right as long as plain causal attention is."""
         n, held = key_states.shape[2], self.cached_lengths
         simple = n == 1 or self._is_plain(n) or (self.slots is None and len(set(held)) == 1)
-        simple &= self.slots is None or self.slots.pads is None
+        simple &= not self.scored and (self.slots is None or self.slots.pads is None)
         if not simple or self.position != self.seen:
             raise RuntimeError(
-                f"a step of {n} tokens after {self.seen} needs masks and positions that only the "
-                "model's hook gives: make the cache from the model, CompressedCache(model, ...), "
-                "and call that model"
+                f"a step of {n} tokens after {self.seen} needs masks, positions or scores that "
+                "only the model's hook gives: make the cache from the model, "
+                "CompressedCache(model, ...), and call that model"
             )
         self._make_room(n)
         self._begin(n, key_states.device)
@@ -191,7 +195,9 @@ class CompressedCache(Announced):
         step = self._begin(n, device)
         kwargs = {"past_key_values": self, "position_ids": self._position_ids(n, device)}
         pads = None if self.slots is None else self.slots.pads
-        if n == 1 and (pads is not None or self.static):
+        if self.scored:
+            kwargs |= {"attention_mask": None, "kv_step": step}
+        elif n == 1 and (pads is not None or self.static):
             require(attention not in NO_MASK, "attn_implementation", attention, "'sdpa' or 'eager'")
             size = self.slots.size if self.static else None
             kwargs["attention_mask"] = mask_of_one(step, size, device, self.dtype)
@@ -208,7 +214,8 @@ class CompressedCache(Announced):
 
     def _begin(self, n: int, device) -> Step:
         """Plan the step and tell the layers."""
-        step = Step(n, self.seen, self.position, self.slots, self.rope)
+        layers = self.layers if self.scored else None
+        step = Step(n, self.seen, self.position, self.slots, self.rope, layers)
         if self.slots is not None:
             plan(step, self._is_dense(n), self.width, device, self.dtype)
         for layer in self.layers:

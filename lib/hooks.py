@@ -1,5 +1,7 @@
 """Hooks by which a model announces its steps to the cache that it is given."""
 
+from weakref import WeakSet
+
 import torch
 from transformers import Cache
 
@@ -16,6 +18,7 @@ class Announced(Cache):
 
 # the attention implementation to go back to after the step under way
 _before: dict[torch.nn.Module, str] = {}
+_switched: WeakSet[torch.nn.Module] = WeakSet()  # models that could be switched
 
 
 def attach(model: torch.nn.Module) -> list:
@@ -38,10 +41,19 @@ def _announce(model, args, kwargs):
     step = cache.step(ids.shape[1], ids.device, kwargs.get("attention_mask"), own)
     if "kv_step" in step:
         _before[model] = own
-        model.set_attn_implementation(NAME)
+        _switch(model, NAME)
     return args, kwargs | step
 
 
 def _restore(model, args, output):
     if model in _before:
-        model.set_attn_implementation(_before.pop(model))
+        _switch(model, _before.pop(model))
+
+
+def _switch(model, name: str) -> None:
+    """Set the attention implementation; the checks, which look at all modules, are made once."""
+    if model in _switched:
+        model.config._attn_implementation = name
+    else:
+        model.set_attn_implementation(name)
+        _switched.add(model)

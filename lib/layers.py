@@ -1,10 +1,13 @@
 """What one layer of the cache holds between steps, how it is cut, and which keys it turns.
 
 Eviction never blinds the current step: `update` returns what was held and the new tokens uncut, and
-the cut is for the next step.
+the cut is for the next step. Where tokens are scored by attention it comes when attention has told.
 """
 
+import math
+
 import torch
+from torch.nn.functional import pad
 from transformers.cache_utils import CacheLayerMixin
 
 from .compressors import Compressor
@@ -146,7 +149,8 @@ class ScatteredLayer(Layer):
     """Any compressor: kept tokens, in order, stand directly before the next token.
 
     `source` holds the keys as they were first rotated, at `source_position`: every turn starts
-    from there, so that rounding errors don't add up.
+    from there, so that rounding errors don't add up. `attention` is what each token has received
+    from the last queries, as many as the compressor wants, or in sum (q = 1) from all.
     """
 
     def __init__(
@@ -161,6 +165,7 @@ class ScatteredLayer(Layer):
         self.layer_idx, self.num_layers = layer_idx, num_layers
         self.compressor, self.rope = compressor, rope
         budget = compressor.layer_budget(layer_idx, num_layers)
+        self.queries = compressor.layer_queries(layer_idx, num_layers)
         self.limit = budget + buffer if budget and buffer else 0  # tokens that may be held uncut
         self.reset()
 
@@ -169,6 +174,7 @@ class ScatteredLayer(Layer):
         self.keys = self.values = self.step = None
         self.source = None  # (B, H, n, D)
         self.source_position = None  # (B, H, n)
+        self.attention = None  # (B, H, n, q), in float32 or float64
         self.is_initialized = False
         self.evictions = 0  # cuts
         self.evicted = 0  # tokens cut
@@ -183,19 +189,39 @@ class ScatteredLayer(Layer):
         self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         self.source = self.keys
         self.source_position = torch.empty(B, H, 0, dtype=torch.long, device=self.keys.device)
+        if self.queries:
+            exact = torch.promote_types(key_states.dtype, torch.float32)
+            columns = 1 if self.queries == math.inf else 0
+            self.attention = self.keys.new_zeros(B, H, 0, columns, dtype=exact)
         self.is_initialized = True
 
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if self.queries and self.attention.shape[2] != self.length:
+            raise RuntimeError("the model's attention did not say what the last step's tokens got")
         self.keys = keys = torch.cat((self.keys, key_states), dim=2)
         self.values = values = torch.cat((self.values, value_states), dim=2)
         if self.rope is not None:
             self._append_source(key_states)
-        if keys.shape[2] > self.limit:
-            held = Held(keys, values, self.layer_idx, self.num_layers)
-            self._cut(self.compressor.keep(held))
+        if not self.queries:
+            self._compress()
         return keys, values
+
+    def receive(self, attention: torch.Tensor) -> None:
+        """Take what all tokens received from the new queries, (B, H, n, q); then cut."""
+        before = pad(self.attention, (0, 0, 0, attention.shape[2] - self.attention.shape[2]))
+        if self.queries == math.inf:
+            self.attention = before + attention
+        else:
+            self.attention = torch.cat((before, attention), dim=-1)[..., -self.queries :]
+        self._compress(self.attention.sum(dim=-1))
+
+    def _compress(self, scores: torch.Tensor | None = None) -> None:
+        """Cut if more is held than may be; `scores` (B, H, n)."""
+        if self.length > self.limit:
+            held = Held(self.keys, self.values, self.layer_idx, self.num_layers, scores)
+            self._cut(self.compressor.keep(held))
 
     def _append_source(self, keys) -> None:
         B, H, n, _ = keys.shape
@@ -210,6 +236,8 @@ class ScatteredLayer(Layer):
         self.evictions += cut > 0
         self.evicted += cut
         self.keys, self.values = gather_tokens(self.keys, index), gather_tokens(self.values, index)
+        if self.queries:
+            self.attention = gather_tokens(self.attention, index)
         if self.rope is not None:
             self.source = gather_tokens(self.source, index)
             self.source_position = gather_tokens(self.source_position, index)

@@ -1,5 +1,6 @@
 """One forward pass of n new tokens: what it does to a window's slots, and who sees whom in it."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -7,10 +8,11 @@ import torch
 from .rope import Rope
 from .slots import Slots
 
-# queries that one call of attention takes where old tokens leave within the step: fewer waste less
-# on keys that most of them don't see, more cost fewer calls
+# queries that one call of our attention takes: fewer waste less on keys that most of them don't
+# see, more cost fewer calls
 BLOCK = 64
 GPU_BLOCK = 512
+Block = tuple[slice, slice, torch.Tensor | None]
 
 
 @dataclass
@@ -22,6 +24,8 @@ class Step:
     position: int  # of the first new token
     slots: Slots | None = None  # None: scattered tokens, where all that is cached is seen
     rope: Rope | None = None  # None: positions="original", nothing is turned
+    # the cache's layers, where attention is to tell them what their tokens receive
+    layers: list | None = None
     dense: bool = False  # a prompt that sees all of itself
     first: int = 0  # slot of the first held token
     held: int = 0  # slots in use before the step, and how many of them are sinks
@@ -42,25 +46,32 @@ class Step:
         """How many of the keys that attention gets are sinks; they come first."""
         return 0 if self.slots is None else self.slots.front(self.seen + self.n)
 
-    def blocks(self, length: int, device, dtype) -> list[tuple[slice, slice, torch.Tensor]]:
+    def blocks(self, length: int, device, dtype) -> Iterable[Block]:
         """Blocks of queries, which of `length` keys each may need, and its additive mask.
 
         The slice of keys begins with `front` places where the sinks are to be put. Layers share the
-        masks, (1 or B, 1, queries, keys).
+        masks, (1 or B, 1, queries, keys), unless these would grow with the square of the length.
         """
-        if (length, device) in self._blocks:
-            return self._blocks[length, device]
-        size = self.n if self.slots is None else BLOCK if device.type == "cpu" else GPU_BLOCK
+        size = BLOCK if device.type == "cpu" else GPU_BLOCK
+        blocks = self._make_blocks(length, size, device, dtype)
+        if self.slots is None and self.n > size:
+            return blocks  # each is made when it is needed
+        if (length, device) not in self._blocks:
+            self._blocks[length, device] = list(blocks)
+        return self._blocks[length, device]
+
+    def _make_blocks(self, length: int, size: int, device, dtype) -> Iterator[Block]:
+        if self.n == 1:  # sees everything
+            yield slice(0, 1), slice(0, length), None
+            return
         reach = length if self.slots is None else self.slots.recent_size + self.slots.buffer
-        old, blocks = length - self.n, []
+        old = length - self.n
         for begin in range(0, self.n, size):
             end = min(begin + size, self.n)
             low = max(0, old + begin - reach - self.front)
             keys = slice(low, max(self.front, old + end))
             mask = additive(self._visible(begin, end, keys, length, device), dtype)
-            blocks.append((slice(begin, end), keys, mask))
-        self._blocks[length, device] = blocks
-        return blocks
+            yield slice(begin, end), keys, mask
 
     def _visible(self, begin: int, end: int, keys: slice, length: int, device) -> torch.Tensor:
         """Whether queries begin .. end see each of `keys`, the sinks in front: (1 or B, n, S)."""

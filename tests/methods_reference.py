@@ -107,3 +107,42 @@ def pyramid_budgets(budget: int, layers: int, base_size: int, beta) -> list[Frac
     bottom = 2 * total / layers - top
     step = (bottom - top) / (layers - 1)
     return [base_size + bottom - step * layer for layer in range(layers)]
+
+
+def heavy_hitters(held, given, heavy_size: int, recent_size: int):
+    """H2O: recent tokens, and of the others those to which all queries together gave most."""
+    kept = []
+    for tokens, rows in zip(held, given, strict=True):
+        if len(tokens) > heavy_size + recent_size:
+            older, recent = tokens[:-recent_size], tokens[-recent_size:]
+            total = {j: sum(row.get(j, 0.0) for row in rows) for j in older}
+            tokens = [*best(older, total, heavy_size), *recent]
+        kept.append(tokens)
+    return kept
+
+
+def tova(held, given, budget: int):
+    """What the last query, all heads together, gave least to leaves; all heads hold the same."""
+    last = {j: sum(rows[-1][j] for rows in given) for j in held[0]}
+    return [best(tokens, last, budget) for tokens in held]
+
+
+def snapkv(held, given, budget: int, window_size: int, kernel_size: int, pooling: str):
+    """The window, and what its queries gave most to, pooled over the neighbours in the cache."""
+    kept = []
+    for tokens, rows in zip(held, given, strict=True):
+        if len(tokens) > budget:
+            older, window = tokens[:-window_size], tokens[-window_size:]
+            total = [sum(row.get(j, 0.0) for row in rows[-window_size:]) for j in older]
+            reach, pooled = kernel_size // 2, {}
+            for place, j in enumerate(older):
+                near = total[max(0, place - reach) : place + reach + 1]
+                pooled[j] = max(near) if pooling == "max" else sum(near) / kernel_size
+            tokens = [*best(older, pooled, budget - window_size), *window]
+        kept.append(tokens)
+    return kept
+
+
+def best(tokens, value, count: int) -> list[int]:
+    """The `count` of `tokens` with the highest `value`, the older first among equals."""
+    return sorted(tokens, key=lambda token: (-value[token], token))[:count]

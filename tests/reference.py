@@ -170,21 +170,23 @@ def _finish(layer, x: torch.Tensor, heads: torch.Tensor, config) -> torch.Tensor
     return x + layer.mlp(layer.post_attention_layernorm(x))
 
 
-def _attend(query, keys, values, seen, config) -> torch.Tensor:
+def _attend(query, keys, values, seen, config) -> tuple[torch.Tensor, list[dict[int, float]]]:
     """One query (H, D) over all keys and values so far, of which each head sees its own.
 
-    `seen[h]` lists (index, distance) for key head h.
+    `seen[h]` lists (index, distance) for key head h. Also each query head's attention, by index.
     """
     group = len(query) // keys.shape[1]  # query heads per key head
-    output = []
+    output, attention = [], []
     for head in range(len(query)):
         index, distance = zip(*seen[head // group], strict=True)
         turned = rotate(query[head : head + 1], list(distance), config)[0]  # (n, D)
         key, value = (x[list(index), head // group] for x in (keys, values))
         scores = (turned * key).sum(-1) / math.sqrt(query.shape[1])
         weights = (scores - scores.max()).exp()
-        output.append((weights / weights.sum()) @ value)
-    return torch.stack(output)
+        weights = weights / weights.sum()
+        output.append(weights @ value)
+        attention.append(dict(zip(index, weights.tolist(), strict=True)))
+    return torch.stack(output), attention
 
 
 @torch.no_grad()
@@ -192,7 +194,8 @@ def literal(model, ids: torch.Tensor, see, after=None) -> torch.Tensor:
     """Logits (T, V) of feeding `ids` (T,) one by one, in float64.
 
     `see(t, layer, head)` lists (index, distance) of what the query at t sees; `after(t, layer,
-    keys)` is told the keys (t + 1, Hkv, D), as rotated at 0, when the step is done.
+    keys, attention)` is told, when the step is done, the keys (t + 1, Hkv, D), as rotated at 0, and
+    for each query head by index the attention it gave.
     """
     model = copy.deepcopy(model).double()
     config, body = model.config, model.base_model
@@ -209,10 +212,10 @@ def literal(model, ids: torch.Tensor, see, after=None) -> torch.Tensor:
             values.append(value)
             seen = [see(t, number, head) for head in range(len(key))]
             stacked = torch.stack(keys)
-            heads = _attend(query, stacked, torch.stack(values), seen, config)
+            heads, attention = _attend(query, stacked, torch.stack(values), seen, config)
             x = _finish(layer, x, heads, config)
             if after is not None:
-                after(t, number, stacked)
+                after(t, number, stacked, attention)
         logits.append(model.get_output_embeddings()(norm(x)))
     return torch.stack(logits)
 
@@ -239,7 +242,7 @@ def literal_scattered(model, ids, keep, positions="in_cache", cut_from: int = 0)
             return [(j, t - j) for j in tokens]
         return [(j, len(tokens) - 1 - place) for place, j in enumerate(tokens)]
 
-    def after(t, layer, keys):
+    def after(t, layer, keys, attention):
         if t + 1 < cut_from:
             return
         for head in range(keys.shape[1]):
@@ -248,6 +251,37 @@ def literal_scattered(model, ids, keep, positions="in_cache", cut_from: int = 0)
             held[layer, head] = [tokens[place] for place in sorted(keep(norms, layer))]
 
     return literal(model, ids, see, after)
+
+
+def literal_attended(model, ids, keep, ends, positions="in_cache"):
+    """Logits (T, V), and tokens held at the end by (layer, key head), where attention decides.
+
+    After the tokens `ends` every layer keeps what `keep(held, given, layer)` says: per key head, of
+    the tokens `held`, oldest first, by what each query so far has `given`, in the order of the
+    text, as a dictionary by token, averaged over the query heads that share the key.
+    """
+    held, given = {}, {}
+
+    def see(t, layer, head):
+        tokens = held.setdefault((layer, head), [])
+        tokens.append(t)
+        if positions == "original":
+            return [(j, t - j) for j in tokens]
+        return [(j, len(tokens) - 1 - place) for place, j in enumerate(tokens)]
+
+    def after(t, layer, keys, attention):
+        heads = range(keys.shape[1])
+        group = len(attention) // len(heads)
+        for head in heads:
+            own = attention[head * group : (head + 1) * group]
+            mean = {j: sum(weights[j] for weights in own) / group for j in own[0]}
+            given.setdefault((layer, head), []).append(mean)
+        if t in ends:
+            tokens, rows = ([x[layer, head] for head in heads] for x in (held, given))
+            for head, kept in enumerate(keep(tokens, rows, layer)):
+                held[layer, head] = sorted(kept)
+
+    return literal(model, ids, see, after), held
 
 
 def nll_of(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

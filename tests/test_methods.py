@@ -15,7 +15,9 @@ from reference import cached_model, distinct_ids, literal_scattered, nll_of, tin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa
 
 from lib import (
+    H2O,
     H2OL2,
+    TOVA,
     AdaptiveL2,
     FixSizeL2,
     Held,
@@ -24,6 +26,7 @@ from lib import (
     LagKV,
     Pyramid,
     Random,
+    SnapKV,
     StreamingLLM,
     evaluate,
     get_compress_fn,
@@ -39,13 +42,14 @@ seeds = st.integers(0, 1000)
 
 
 def held(*shape: int, seed: int = 0, layer_idx: int = 0, num_layers: int = 4, dtype=torch.float64):
-    """Random keys and values; keys have a direction in common, as a model's do."""
+    """Random keys, values and scores; keys have a direction in common, as a model's do."""
     generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(shape[:3], generator=torch.Generator().manual_seed(seed + 1))
     keys, values, common = (
         torch.randn(size, generator=generator, dtype=torch.float64)
         for size in (shape, shape, (*shape[:2], 1, shape[3]))
     )
-    return Held((keys + common).to(dtype), values.to(dtype), layer_idx, num_layers)
+    return Held((keys + common).to(dtype), values.to(dtype), layer_idx, num_layers, scores)
 
 
 def kept(method, cache: Held) -> list:
@@ -365,6 +369,10 @@ def test_all_rows_stay_within_their_budget(budget):
 def test_methods_as_functions(name):
     cache = held(2, 2, 600, 6, num_layers=1)
     pairs = [(cache.keys, cache.values)] * 3
+    if METHODS[name]().layer_queries(0, 3):
+        with pytest.raises(ValueError, match="scores=None: allowed is the attention that tokens"):
+            get_compress_fn(name)(pairs)
+        return
     result = get_compress_fn(name)(pairs)
     for layer, (keys, values) in enumerate(result):
         index = METHODS[name]().keep(Held(cache.keys, cache.values, layer, 3))
@@ -400,6 +408,13 @@ def test_methods_as_functions(name):
         (Pyramid, {"base_size": 4}, "budget=4: allowed is an int >= 5"),
         (Pyramid, {"beta": 0.5}, "beta=0.5: allowed is a number >= 1"),
         (Pyramid, {"beta": float("nan")}, "beta=nan: allowed is a number >= 1"),
+        (H2O, {"heavy_size": -1}, "heavy_size=-1: allowed is an int >= 0"),
+        (H2O, {"recent_size": 0}, "recent_size=0: allowed is an int >= 1"),
+        (TOVA, {"budget": 0}, "budget=0: allowed is an int >= 1"),
+        (SnapKV, {"window_size": 0}, "window_size=0: allowed is an int >= 1"),
+        (SnapKV, {"budget": 31}, "budget=31: allowed is an int >= 32"),
+        (SnapKV, {"kernel_size": 4}, "kernel_size=4: allowed is an odd number"),
+        (SnapKV, {"pooling": "min"}, "pooling='min': allowed is one of ('avg', 'max')"),
         (KVPress, {"press": Knorm(), "budget": 0}, "budget=0: allowed is an int >= 1"),
         (KVPress, {"press": object}, "allowed is a ScorerPress or the name of one"),
     ],

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from .adaptive_l2 import AdaptiveL2
 from .base import Compressor, Held, compress, compress_function
 from .fix_size_l2 import FixSizeL2
+from .h2o import H2O
 from .h2o_l2 import H2OL2
 from .keydiff import KeyDiff
 from .kvpress import KVPress
@@ -13,7 +14,9 @@ from .lagkv import LagKV
 from .pyramid import Pyramid
 from .random import Random
 from .recent_only import RecentOnly
+from .snapkv import SnapKV
 from .streaming_llm import StreamingLLM
+from .tova import TOVA
 
 METHODS: dict[str, type[Compressor]] = {
     method.name: method
@@ -29,6 +32,9 @@ METHODS: dict[str, type[Compressor]] = {
         AdaptiveL2,
         Pyramid,
         KVPress,
+        H2O,
+        TOVA,
+        SnapKV,
     )
 }
 # a comparison's rows, by name: the method, and what its `at_budget` is given besides
@@ -60,9 +66,11 @@ fix_size_l2_compress = get_compress_fn("fix_size_l2")
 __all__ = [
     "METHODS",
     "ROWS",
+    "TOVA",
     "AdaptiveL2",
     "Compressor",
     "FixSizeL2",
+    "H2O",
     "H2OL2",
     "Held",
     "KVPress",
@@ -72,6 +80,7 @@ __all__ = [
     "Pyramid",
     "Random",
     "RecentOnly",
+    "SnapKV",
     "StreamingLLM",
     "compress",
     "fix_size_l2_compress",

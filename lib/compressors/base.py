@@ -63,7 +63,9 @@ class Window:
 class Held:
     """What one layer of the cache holds when its compressor is asked what to keep.
 
-    `scores` is the attention each token has received; None where a method does not ask for it.
+    `scores` is the attention each token has received from the queries that count
+    (`Compressor.layer_queries`): summed over them, averaged over the query heads that share the
+    key. None where a method does not ask for it.
     """
 
     keys: torch.Tensor  # (B, H, T, D)
@@ -99,6 +101,13 @@ class Compressor(ABC):
         """`budget` of one layer, for methods that give layers different ones."""
         return self.budget
 
+    def layer_queries(self, layer_idx: int, num_layers: int) -> float:
+        """By the attention of how many last queries one layer's tokens are scored.
+
+        0: none, the scores are not asked for; `math.inf`: all queries since the token came.
+        """
+        return 0
+
     @property
     def window(self) -> Window | None:
         """The window of a method that looks at positions only; None for one that looks at keys."""
@@ -122,6 +131,13 @@ class Compressor(ABC):
 def as_float(x: torch.Tensor) -> torch.Tensor:
     """`x` in float32, or in float64 if it is: in bfloat16 most norms and many scores tie."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def scores_of(held: Held) -> torch.Tensor:
+    """`held.scores`, (B, H, T), or a ValueError where there are keys and values alone."""
+    what = "the attention that tokens receive: run the method in a CompressedCache"
+    require(held.scores is not None, "scores", None, what)
+    return held.scores
 
 
 def share_of(share: float, n: int) -> int:

@@ -30,7 +30,7 @@ class Pyramid(Compressor):
     `budget` is the mean over the layers that are cut, met exactly. Every layer has `base_size`
     tokens; of what is beyond them the highest layer gets 1 / `beta` of the mean. `method` is made
     with its `at_budget` from `start_size`, `skip_layers`, `seed` and `parameters`. Cai et al. 2024,
-    arXiv:2406.02069, who choose tokens by the attention of the last ones, as SnapKV does.
+    arXiv:2406.02069, who choose tokens by the attention of the last ones: `method=SnapKV`.
     """
 
     name: ClassVar[str] = "pyramid"
@@ -82,6 +82,10 @@ class Pyramid(Compressor):
             return None  # never cut
         budgets = layer_budgets(self.budget, len(cut), self.base_size, self.beta)
         return budgets[cut.index(layer_idx)]
+
+    def layer_queries(self, layer_idx: int, num_layers: int) -> float:
+        budget = self.layer_budget(layer_idx, num_layers)
+        return 0 if budget is None else self._method_at(budget).layer_queries(layer_idx, num_layers)
 
     def keep(self, held: Held) -> torch.Tensor | None:
         budget = self.layer_budget(held.layer_idx, held.num_layers)

@@ -1,0 +1,67 @@
+"""SnapKV: what the last queries look at, and its neighbours, stays."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch.nn.functional import avg_pool1d, max_pool1d
+
+from .base import (
+    Compressor,
+    Held,
+    keep_best,
+    layer_set,
+    require,
+    require_budget,
+    require_int,
+    scores_of,
+)
+
+POOLING = {"avg": avg_pool1d, "max": max_pool1d}
+
+
+@dataclass
+class SnapKV(Compressor):
+    """Keep the last `window_size` tokens and, per KV head, those that their queries attend to most.
+
+    Attention is summed over these queries, averaged over the query heads that share a key, and
+    pooled over `kernel_size` neighbours in the cache ("avg", where missing ones count as 0, or
+    "max"). In the paper a prompt is cut once. Here the same is done whenever more than `budget`
+    tokens are held: the window is then the last tokens seen, prompt or not, and what their queries
+    gave counts as it was given, by each at its own step and to what was held then.
+    Layers in `skip_layers` are never cut. Li et al. 2024, arXiv:2404.14469.
+    """
+
+    name: ClassVar[str] = "snapkv"
+    paper: ClassVar[str] = "Li et al. 2024, arXiv:2404.14469"
+    budget: int = 512
+    window_size: int = 32
+    kernel_size: int = 5
+    pooling: str = "avg"
+    skip_layers: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        require_int("window_size", self.window_size, 1)
+        require_int("budget", self.budget, self.window_size)
+        require_int("kernel_size", self.kernel_size, 1)
+        require(self.kernel_size % 2 == 1, "kernel_size", self.kernel_size, "an odd number")
+        require(self.pooling in POOLING, "pooling", self.pooling, f"one of {tuple(POOLING)}")
+        self.skip_layers = layer_set(self.skip_layers)
+
+    @classmethod
+    def at_budget(cls, budget: int, start_size: int = 4, skip_layers=(), seed: int = 0) -> Self:
+        """A window of half the budget, at most 32 tokens."""
+        require_budget(budget, start_size)
+        window_size = min(32, max(1, budget // 2))
+        return cls(budget, window_size, skip_layers=skip_layers)
+
+    def layer_queries(self, layer_idx: int, num_layers: int) -> float:
+        return 0 if layer_idx in self.skip_layers else self.window_size
+
+    def keep(self, held: Held) -> torch.Tensor | None:
+        T, window, size = held.length, self.window_size, self.kernel_size
+        if held.layer_idx in self.skip_layers or self.budget >= T:
+            return None
+        older = scores_of(held)[:, :, : T - window]
+        pooled = POOLING[self.pooling](older, size, stride=1, padding=size // 2)
+        return keep_best(pooled, self.budget - window, recent=window)
