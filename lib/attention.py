@@ -25,6 +25,9 @@ def kv_lab_attention(
     distances. A step longer than a block goes block by block, so that time and memory grow with
     its length only. Layers that score their tokens by attention are told what these receive.
     """
+    extra = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
+    if extra:
+        raise ValueError(f"attention {NAME!r} knows nothing of {extra}")
     if kv_step is None:
         raise ValueError(f"attention {NAME!r} is only for steps with a CompressedCache")
     layer = None if kv_step.layers is None else kv_step.layers[module.layer_idx]

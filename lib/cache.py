@@ -14,7 +14,7 @@ import copy
 import torch
 from transformers import PreTrainedConfig
 
-from .checks import check_config, check_method, left_pads
+from .checks import check_config, check_method, check_model, left_pads
 from .compressors import Compressor
 from .compressors.base import require, require_int
 from .hooks import Announced, attach
@@ -35,7 +35,8 @@ class CompressedCache(Announced):
     `positions="in_cache"` counts distances inside the cache (keys are turned, in float32);
     `"original"` leaves keys as they were rotated, with gaps where tokens were cut.
     `prefill="streamed"`: each token of a prompt sees its own window; `"dense"`: the prompt sees
-    all of itself and is cut afterwards, as it always is for methods that look at the keys.
+    all of itself and is cut afterwards, as it always is for methods that look at the keys (with
+    padding its mask grows with the square of its length).
     `static`: steps of one token have fixed shapes, for torch.compile.
     Made from a config alone, it can't know of padding or attention, nor stream a prompt past the
     budget.
@@ -74,6 +75,7 @@ class CompressedCache(Announced):
         self.position = 0  # position of the next token
         self._step: Step | None = None  # the one under way
         if model is not None:
+            check_model(model)
             attach(model)
 
     def _layers(self, number: int) -> list[Layer]:
@@ -136,11 +138,23 @@ class CompressedCache(Announced):
         return sum(x.nbytes for layer in self.layers for x in layer.tensors().values())
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Take the rows `beam_idx`: the beams that go on."""
+        """Take the rows `beam_idx`, as many as there are: the beams that go on."""
         super().reorder_cache(beam_idx)
-        if self.slots is not None and self.slots.pads is not None:
-            rows = beam_idx.to(self.slots.pads.device)
-            self.slots.pads = self.slots.pads[rows]
+        if self.slots is not None:
+            self.slots.take(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the rows `indices`."""
+        for layer in self.layers:
+            layer.take(indices)
+        if self.slots is not None:
+            self.slots.take(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Have each row `repeats` times."""
+        if self.seen:
+            rows = len(self.layers[0].keys)
+            self.batch_select_indices(torch.arange(rows).repeat_interleave(repeats))
 
     def crop(self, *args) -> None:
         """Refused: what was fed can't be taken back (assisted decoding)."""
@@ -153,6 +167,7 @@ class CompressedCache(Announced):
             return self.layers[layer_idx].update(key_states, value_states)
         if self._step is None or self._step.n != n:
             self._unannounced(key_states)
+        self._step.written = True
         states = self.layers[layer_idx].update(key_states, value_states)
         if layer_idx == len(self.layers) - 1:
             self._finish()
@@ -189,6 +204,8 @@ class CompressedCache(Announced):
         where it can't do, `kv_step` is among the arguments, which `lib.attention` needs.
         """
         require_int("n", n, 1)
+        if self._step is not None and self._step.written:
+            raise RuntimeError("the step before failed midway: reset() the cache and begin again")
         self._take_pads(attention_mask, n, attention)
         self._make_room(n)
         self._rebase(n)
@@ -271,8 +288,11 @@ class CompressedCache(Announced):
 
     def _take_pads(self, attention_mask, n: int, attention: str) -> None:
         """Note how many pads each row has in front; refuse what can't be kept exact."""
-        if attention_mask is None or (n == 1 and self.seen > 0):
+        if attention_mask is None:
             return
+        if n == 1 and self.seen > 0 and attention_mask.ndim == 2:
+            ok = bool(attention_mask[:, -1].all())
+            return require(ok, "attention_mask", "0 for a new token", "padding on the left only")
         before = left_pads(attention_mask, self.seen + n)
         known = torch.zeros_like(before) if self.slots is None else self.slots.pads
         known = torch.zeros_like(before) if known is None else known

@@ -15,12 +15,23 @@ def check_config(config, compressor: Compressor, buffer: int) -> None:
     alibi = config.model_type in ALIBI or getattr(config, "alibi", False)
     what = "models without ALiBi: its biases need the whole text's distances"
     require(not alibi, "model_type", config.model_type, what)
+    soft = getattr(config, "attn_logit_softcapping", None)
+    require(soft is None, "attn_logit_softcapping", soft, "None")
     own = getattr(config, "sliding_window", None)
     if own is None or not getattr(config, "use_sliding_window", True):
         return
     needed = (compressor.budget or own) + buffer + 1
     what = f"None, or at least budget + buffer + 1 = {needed}"
     require(own >= needed, "sliding_window", own, what)
+
+
+def check_model(model) -> None:
+    """Refuse models whose attention can't be exchanged for a step, or has terms of its own."""
+    ok = model._can_set_attn_implementation()
+    what = "one that takes its attention from transformers' AttentionInterface"
+    require(ok, "model", type(model).__name__, what)
+    own = [name for name, _ in model.named_parameters() if name.endswith(".sinks")]
+    require(not own, "model", type(model).__name__, "one without learned sinks in its attention")
 
 
 def check_method(compressor, positions: str, buffer: int = 0, prefill: str = "streamed") -> None:

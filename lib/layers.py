@@ -31,6 +31,11 @@ class Layer(CacheLayerMixin):
         for x in self.tensors().values():
             x.copy_(x.index_select(0, beam_idx.to(x.device)))
 
+    def take(self, rows: torch.Tensor) -> None:
+        """Become the rows `rows`."""
+        for name, x in self.tensors().items():
+            setattr(self, name, x.index_select(0, rows.to(x.device)))
+
     def get_seq_length(self) -> int:
         return self.step.seen + self.step.n if self.step else 0
 
@@ -77,6 +82,9 @@ class WindowLayer(Layer):
 
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized or self.keys.shape[0] != key_states.shape[0]:
+            if self.step.seen > 0:
+                rows = self.keys.shape[0], key_states.shape[0]
+                raise ValueError(f"a cache of {rows[0]} rows was given {rows[1]} rows of tokens")
             self.lazy_initialization(key_states, value_states)
         if self.step.new_sinks is not None:
             self._keep_sinks(key_states, value_states)

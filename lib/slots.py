@@ -30,6 +30,13 @@ class Slots:
         self.first = 0  # slot of the first sink
         self.stale = False  # whether the sinks in the buffer have the wrong slot or rotation
 
+    def take(self, rows: torch.Tensor) -> None:
+        """Take the rows `rows` of a padded batch."""
+        for name in ("pads", "origin"):
+            x = getattr(self, name)
+            if isinstance(x, torch.Tensor):
+                setattr(self, name, x[rows.to(x.device)])
+
     def cut_at(self, seen: torch.Tensor | int) -> None:
         """A dense prompt of `seen` tokens, (B, 1) with padding, is cut now if it is too long."""
         if isinstance(seen, int):

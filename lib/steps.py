@@ -26,6 +26,7 @@ class Step:
     rope: Rope | None = None  # None: positions="original", nothing is turned
     # the cache's layers, where attention is to tell them what their tokens receive
     layers: list | None = None
+    written: bool = False  # whether a layer has the new tokens already
     dense: bool = False  # a prompt that sees all of itself
     first: int = 0  # slot of the first held token
     held: int = 0  # slots in use before the step, and how many of them are sinks
@@ -65,13 +66,24 @@ class Step:
             yield slice(0, 1), slice(0, length), None
             return
         reach = length if self.slots is None else self.slots.recent_size + self.slots.buffer
-        old = length - self.n
+        old, masks = length - self.n, {}
         for begin in range(0, self.n, size):
             end = min(begin + size, self.n)
             low = max(0, old + begin - reach - self.front)
             keys = slice(low, max(self.front, old + end))
-            mask = additive(self._visible(begin, end, keys, length, device), dtype)
-            yield slice(begin, end), keys, mask
+            key = self._alike(begin, end, keys)
+            if key not in masks:
+                masks[key] = additive(self._visible(begin, end, keys, length, device), dtype)
+            yield slice(begin, end), keys, masks[key]
+
+    def _alike(self, begin: int, end: int, keys: slice) -> tuple:
+        """The same for blocks with the same mask: within a window that is full, and as full."""
+        if self.slots is None or self.slots.pads is not None:
+            return (begin,)
+        over = self.seen + begin - self.slots.origin
+        if over < 0 or keys.start == 0:
+            return (begin,)
+        return end - begin, keys.stop - keys.start, over % (self.slots.buffer + 1)
 
     def _visible(self, begin: int, end: int, keys: slice, length: int, device) -> torch.Tensor:
         """Whether queries begin .. end see each of `keys`, the sinks in front: (1 or B, n, S)."""

@@ -1,6 +1,6 @@
 """One line that lets a model's plain `generate()` stream, and one that takes it back."""
 
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass, field
 
 from transformers import DynamicCache
 
@@ -9,7 +9,27 @@ from .compressors import StreamingLLM
 from .compressors.base import require
 from .hooks import attach
 
-_handles: WeakKeyDictionary = WeakKeyDictionary()  # model -> its hooks
+
+@dataclass
+class Streaming:
+    """A forward pre-hook that puts a CompressedCache in the place of generate()'s empty cache."""
+
+    method: StreamingLLM
+    buffer: int
+    prefill: str
+    handles: list = field(default_factory=list)  # of all the hooks to remove with it
+
+    def new_cache(self, model) -> CompressedCache:
+        return CompressedCache(model, self.method, self.buffer, prefill=self.prefill)
+
+    def __call__(self, model, args, kwargs):
+        cache = kwargs.get("past_key_values")
+        if cache is None or isinstance(cache, CompressedCache):
+            return None
+        ok = type(cache) is DynamicCache and cache.get_seq_length() == 0
+        what = "an empty DynamicCache, as generate() makes it, or a CompressedCache"
+        require(ok, "past_key_values", type(cache).__name__, what)
+        return args, kwargs | {"past_key_values": self.new_cache(model)}
 
 
 def enable_streaming_llm(
@@ -19,36 +39,26 @@ def enable_streaming_llm(
 
     Parameters in tokens; the cache grows by `buffer` before it is cut. Every new stream gets its
     own `lib.CompressedCache`; raises ValueError for models that it can't work with. Calling it
-    again replaces the sizes. A call of the model without a cache stays dense.
+    again replaces the sizes. A call without a cache (`use_cache=False`) stays dense.
     """
-    method = StreamingLLM(start_size, recent_size)
-
-    def new_cache():
-        return CompressedCache(model, method, buffer, prefill=prefill)
-
+    hook = Streaming(StreamingLLM(start_size, recent_size), buffer, prefill)
     disable_streaming_llm(model)
-    handles = attach(model)
+    hook.handles += attach(model)
     try:
-        new_cache()  # raises where the model or a size won't do
+        hook.new_cache(model)  # raises where the model or a size won't do
     except ValueError:
-        for handle in handles:
-            handle.remove()
+        _remove(hook)
         raise
-
-    def stream(model, args, kwargs):
-        cache = kwargs.get("past_key_values")
-        if cache is None or isinstance(cache, CompressedCache):
-            return None
-        ok = type(cache) is DynamicCache and cache.get_seq_length() == 0
-        what = "an empty DynamicCache, as generate() makes it, or a CompressedCache"
-        require(ok, "past_key_values", type(cache).__name__, what)
-        return args, kwargs | {"past_key_values": new_cache()}
-
-    hook = model.register_forward_pre_hook(stream, with_kwargs=True, prepend=True)
-    _handles[model] = [hook, *handles]
+    hook.handles.append(model.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
 
 
 def disable_streaming_llm(model) -> None:
     """Let `model.generate()` keep everything again, as before `enable_streaming_llm`."""
-    for handle in _handles.pop(model, []):
+    for hook in list(model._forward_pre_hooks.values()):
+        if isinstance(hook, Streaming):
+            _remove(hook)
+
+
+def _remove(hook: Streaming) -> None:
+    for handle in hook.handles:
         handle.remove()

@@ -22,12 +22,12 @@ import inputs
 import torch
 from environments import versions
 from methods import PACKAGES
-from table import Cell, caption, table
+from table import Cell, brief, caption, table
 from workers import start_workers
 
 from lib.paths import results_dir
 from lib.progress import progress
-from lib.results import save_table
+from lib.results import machine_line, save_table
 
 QUICK = {"context": [64], "new_tokens": 8, "repeats": 1, "eval_repeats": 1, "cache": 32}
 QUICK |= {"eval_tokens": 80, "eval_text": 200}
@@ -41,8 +41,8 @@ def parse() -> tuple[argparse.Namespace, dict]:
     add("--context", nargs="+", default=[512, 1024], help="prompt lengths, tokens")
     add("--new-tokens", default=32, help="timed steps of decoding")
     add("--settle", default=16, help="untimed steps before them; the lazy row cuts as often")
-    add("--repeats", default=5, help="timed runs of decoding, after one to warm up")
-    add("--eval-repeats", default=3, help="timed runs of evaluation, after a short one")
+    add("--repeats", default=3, help="timed runs of decoding, after one to warm up")
+    add("--eval-repeats", default=2, help="timed runs of evaluation, after a short one")
     add("--cache", default=256, help="tokens kept, 4 sinks among them")
     add("--eval-tokens", default=288, help="tokens evaluated, random Llama")
     add("--eval-text", default=1024, help="tokens evaluated, reference model")
@@ -111,7 +111,10 @@ def main() -> None:
     os.environ["KVLAB_RESULTS"] = str(args.out)
     os.environ["KVLAB_NOTEBOOK"] = "benchmarks/peers/run.py"
     os.environ["KVLAB_PARAMETERS"] = json.dumps(changed)
-    save_table(table(llama + trained, args.new_tokens), "peers", caption(args))
+    rows = table(llama + trained, args.new_tokens)
+    save_table(rows, "peers", caption(args))
+    above = "Beside other projects: medians of tokens/s at batch 1. Details and versions: peers.md."
+    save_table(brief(rows), "peers_brief", f"{above} {machine_line()}.")
 
 
 if __name__ == "__main__":

@@ -73,6 +73,24 @@ def table(cells: list[Cell], new_tokens: int) -> pd.DataFrame:
     return pd.DataFrame([cell.row(new_tokens) for cell in cells])
 
 
+def brief(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per model, package and method: decoding after its longest prompt, and evaluation."""
+    keys = ["model", "package", "method"]
+    longest = rows.groupby(["model", "task"]).tokens.transform("max")
+    decode = rows[(rows.task == "decode") & (rows.tokens == longest)].set_index(keys)
+    evaluate = rows[rows.task == "evaluate"].set_index(keys)
+    columns = {
+        "decode_tokens_per_s": decode.tokens_per_s,
+        "ttft_s": decode.ttft_s,
+        "peak_mib": decode.peak_mib,
+        "evaluate_tokens_per_s": evaluate.tokens_per_s,
+        "ppl": evaluate.ppl,
+    }
+    table = pd.DataFrame(columns).reindex(rows.set_index(keys).index.drop_duplicates())
+    failure = rows.groupby(keys, sort=False).failure.max()
+    return table.assign(failure=failure).reset_index()
+
+
 def caption(args: argparse.Namespace) -> str:
     """What the columns mean and where the methods' definitions differ."""
     return (
