@@ -80,8 +80,8 @@ def main() -> None:
     caption = (
         f"One step of decoding, batch 1, float32, by context (random keys, no prefill): speed-up "
         f"over DynamicCache, TPOT against that at token 1,000, time in the cache against a step of "
-        f"DynamicCache with {options.cache} tokens, share of the limit (memory read at the machine's rate). Medians "
-        f"and quartiles. {machine_line()}."
+        f"DynamicCache with {options.cache} tokens, share of the limit (memory read at the "
+        f"machine's rate). Medians and quartiles. {machine_line()}."
     )
     save_table(table, "decoding", caption)
     print(table[["shape", "context", "method", *columns]].to_string(index=False))

@@ -18,8 +18,9 @@ from .checks import check_config, check_method, check_model, left_pads
 from .compressors import Compressor
 from .compressors.base import require, require_int
 from .hooks import Announced, attach
-from .layers import Layer, ScatteredLayer, WindowLayer
+from .layers import Layer, WindowLayer
 from .rope import find_rope, head_width, rotary_embeddings
+from .scattered import ScatteredLayer
 from .slots import Slots
 from .steps import Step, mask_of_one, plan
 

@@ -47,6 +47,8 @@ class ContractEngine(NBClientEngine):
             os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
             # a kernel on a plain connection begins every run with a warning
             kwargs.setdefault("config", Config(KernelManager={"transport_encryption": "auto"}))
+            # a kernel slow to end is interrupted, and would say so in the midst of our lines
+            kwargs.setdefault("extra_arguments", ["--IPKernelApp.log_level=50"])
         return super().execute_notebook(nb, kernel_name, input_path=input_path, **kwargs)
 
 
