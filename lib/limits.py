@@ -77,15 +77,10 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def flops_per_token(model, cached: int, logits: bool = True) -> int:
-    """FLOPs of one token that sees `cached` tokens and itself; `logits=False`: without the head."""
+def flops_per_token(model, cached: int) -> int:
+    """FLOPs of one token that sees `cached` tokens and itself."""
     require_int("cached", cached, 0)
-    return _linear_flops(model, logits) + _attention_flops(model, cached + 1)
-
-
-def bytes_per_token(model, cached: int, batch: int = 1) -> int:
-    """Bytes a decoding step has to read: the weights once, the caches of `batch` sequences."""
-    return decoding_work(model, cached, batch).bytes
+    return _linear_flops(model) + _attention_flops(model, cached + 1)
 
 
 def decoding_work(model, cached: int, batch: int = 1) -> Work:
@@ -110,7 +105,7 @@ def evaluation_flops(model, length: int, budget: int | None = None) -> int:
         require_int("budget", budget, 1)
     growing = n if budget is None else min(n, budget + 1)  # tokens each seeing one more key
     keys = growing * (growing + 1) // 2 + (n - growing) * growing
-    return n * _linear_flops(model, logits=True) + _attention_flops(model, keys)
+    return n * _linear_flops(model) + _attention_flops(model, keys)
 
 
 def share_of_limit(seconds_per_token: float, work: Work, machine: Machine) -> float:
@@ -130,14 +125,13 @@ def cache_shape(model) -> tuple[int, int, int]:
     return config.num_hidden_layers, heads, head_width(config)
 
 
-def _linear_flops(model, logits: bool) -> int:
+def _linear_flops(model) -> int:
     """FLOPs of one token in all linear layers."""
-    head = None if logits else model.get_output_embeddings()
     return sum(
         2 * weight.numel()
         for module in model.modules()
         for weight in module.parameters(recurse=False)
-        if weight.ndim == 2 and not isinstance(module, nn.Embedding) and module is not head
+        if weight.ndim == 2 and not isinstance(module, nn.Embedding)
     )
 
 

@@ -12,7 +12,6 @@ from lib.attention import attention_implementation
 from lib.limits import (
     Machine,
     Work,
-    bytes_per_token,
     decoding_work,
     evaluation_flops,
     flops_per_token,
@@ -50,7 +49,7 @@ def test_a_decoding_step(family, cached, batch):
     assert counted(model, tiny_ids(batch, 1), cache) == work.flops
     assert work.flops == batch * flops_per_token(model, cached)
     assert cache_bytes(cache) == work.cache_bytes
-    assert bytes_per_token(model, cached, batch) == work.weight_bytes + work.cache_bytes
+    assert work.bytes == work.weight_bytes + work.cache_bytes
 
 
 @every_family
@@ -60,7 +59,7 @@ def test_a_prefill(family):
     ids, cache = tiny_ids(1, length), DynamicCache(config=model.config)
     assert counted(model, ids, cache) == length * flops_per_token(model, length - 1)
     headless = counted(model, ids, DynamicCache(config=model.config), logits_to_keep=1)
-    saved = flops_per_token(model, 0) - flops_per_token(model, 0, logits=False)
+    saved = 2 * model.get_output_embeddings().weight.numel()
     assert headless == length * flops_per_token(model, length - 1) - (length - 1) * saved
 
 
@@ -113,7 +112,7 @@ def test_weights_are_read_once():
 
 def test_bytes_follow_the_dtype():
     single, half = (tiny_model("qwen3", dtype) for dtype in (torch.float32, torch.bfloat16))
-    assert bytes_per_token(single, 30) == 2 * bytes_per_token(half, 30)
+    assert decoding_work(single, 30).bytes == 2 * decoding_work(half, 30).bytes
 
 
 def test_share_of_limit_takes_the_slower_of_reading_and_multiplying():
