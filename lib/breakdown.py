@@ -7,18 +7,15 @@ from statistics import median
 
 import pandas as pd
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import Cache, DynamicCache
 
-from .attention import attention_implementation
 from .cache import CompressedCache
 from .compressors import Compressor
 from .compressors.base import require, require_int
 from .limits import cache_shape, now
 from .progress import progress
+from .watch import watched_attention
 
-NAME = "timed"
 FILL_CHUNK = 512  # tokens by which a streamed context fills a cache, as in `lib.generate`
 
 
@@ -37,15 +34,6 @@ class Stopwatch:
         return result
 
 
-def timed_attention(*args, stopwatch: Stopwatch, **kwargs):
-    """SDPA on the time of "attention"; `stopwatch` is a keyword argument of the model's forward."""
-    return stopwatch.run("attention", sdpa_attention_forward, *args, **kwargs)
-
-
-AttentionInterface.register(NAME, timed_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
 @torch.no_grad()
 def breakdown(
     model,
@@ -62,10 +50,7 @@ def breakdown(
     `attention_ms` is inside the attention function, `bookkeeping_ms` inside the cache, and
     `rest_ms` is what these leave of the total. Contexts are random keys and values, since the time
     of a step depends on their shapes only. `buffers` gives a method's `buffer` where it has one.
-    The model must run SDPA attention.
     """
-    own = model.config._attn_implementation
-    require(own == "sdpa", "attn_implementation", own, "'sdpa'")
     for name, value, low in (("steps", steps, 1), ("repeats", repeats, 1), ("warmup", warmup, 0)):
         require_int(name, value, low)
     runs = [
@@ -109,11 +94,12 @@ def timed_step(model, ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, St
     for name in watched:  # on this cache alone, in front of its class's
         setattr(cache, name, partial(watch.run, "bookkeeping", getattr(cache, name)))
     try:
-        with attention_implementation(model, NAME):
-            output = model(input_ids=ids, past_key_values=cache, stopwatch=watch)
+        with watched_attention(model) as attention:
+            output = model(input_ids=ids, past_key_values=cache)
     finally:
         for name in watched:
             delattr(cache, name)
+    watch.seconds["attention"] = sum(attention.seconds)
     return output.logits, watch
 
 

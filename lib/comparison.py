@@ -1,42 +1,18 @@
 """All methods at one budget, on the same texts: quality against cost."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import pandas as pd
 import torch
 
-from .compressors import ROWS, Compressor, L2Compress
+from .compressors import Compressor, L2Compress
 from .compressors.base import require
+from .experiments import BASELINE, budget_of, buffers_of, group_of
 from .perplexity import Evaluation, evaluate
 from .progress import progress
 from .speed import change_against
 from .stats import mean_ci, ppl_ci, ppl_ratio_ci, summarise
-
-BASELINE = "baseline"
-GROUPS = tuple(ROWS)
-
-
-def at_budget(
-    group: str, budget: int, start_size: int = 4, skip_layers: tuple[int, ...] = (), seed: int = 0
-) -> Compressor:
-    """The method of a group, such that a compressed layer keeps at most `budget` tokens.
-
-    Layers in `skip_layers` keep everything, where the method knows of layers.
-    """
-    require(group in ROWS, "method", group, f"one of {GROUPS}")
-    method, more = ROWS[group]
-    return method.at_budget(budget, start_size, skip_layers, seed, **more)
-
-
-def experiment(
-    groups: list[str], budgets: list[int], start_size: int = 4, skip_layers=(), seed: int = 0
-) -> dict[str, Compressor | None]:
-    """The rows of the comparison: `baseline` and `<group>_<budget>` for every group and budget."""
-    rows: dict[str, Compressor | None] = {BASELINE: None}
-    for group in groups:
-        for budget in budgets:
-            rows[f"{group}_{budget}"] = at_budget(group, budget, start_size, skip_layers, seed)
-    return rows
 
 
 def texts_of(
@@ -56,51 +32,62 @@ def texts_of(
 
 
 def quality(
-    model, texts: torch.Tensor, methods: Mapping[str, Compressor | None], chunk_size: int = 16
+    model, texts: torch.Tensor, methods: Mapping[str, Compressor | None], chunk_size: int = 64
 ) -> dict[str, Evaluation]:
-    """`evaluate` for every method. `chunk_size` is that of the methods that look at the keys.
+    """`evaluate` for every method on `texts` (B, T), cut once per `chunk_size` tokens.
 
-    Position-only methods run in chunks of 512: their result does not depend on it.
+    That goes for methods that look at keys or attention, and for `streaming_lazy`. Strict
+    position-only methods run in chunks of 512: their result does not depend on it.
     """
     for name, method in methods.items():
-        if isinstance(method, L2Compress):
-            most = method.prune_after // 4
+        if isinstance(method, L2Compress) and method.keep_ratio < 1:
+            most = int(method.prune_after * (1 / method.keep_ratio - 1))
             require(chunk_size <= most, "chunk_size", chunk_size, f"at most {most} for {name}")
-    results = {}
+    buffers, results = buffers_of(methods, chunk_size), {}
     for name, method in progress(methods.items(), desc="quality"):
         exact = method is None or method.window is not None
-        results[name] = evaluate(model, texts, method, 512 if exact else chunk_size)
+        buffer = buffers[name] if exact else 0  # others are cut at a chunk's end
+        results[name] = evaluate(model, texts, method, 512 if exact else chunk_size, buffer=buffer)
     return results
 
 
+def first_tokens(results: Mapping[str, Evaluation], length: int) -> dict[str, Evaluation]:
+    """What `quality` gave, for the first `length` tokens of the texts: those before count alone.
+
+    Methods whose budget such texts don't exceed are left out.
+    """
+    return {
+        name: replace(
+            result, nll=result.nll[:, : length - 1], correct=result.correct[:, : length - 1]
+        )
+        for name, result in results.items()
+        if name == BASELINE or budget_of(name) < length
+    }
+
+
 def quality_table(results: Mapping[str, Evaluation]) -> pd.DataFrame:
-    """PPL and accuracy, 95% intervals over texts, change against baseline, tokens held."""
-    base = results[BASELINE]
+    """PPL and accuracy with their changes against the first row, 95% intervals over texts.
+
+    The changes are paired by text: the first row is the baseline, where there is one.
+    """
+    base = next(iter(results.values()))
+    accuracy = base.accuracy or float("nan")  # none right: no share of it
     rows = []
     for name, result in results.items():
-        ppl, ppl_low, ppl_high = ppl_ci(result.nll)
-        ratio, ratio_low, ratio_high = ppl_ratio_ci(result.nll, base.nll)
-        gain, gain_low, gain_high = mean_ci(
-            (result.correct.float() - base.correct.float()).mean(-1).numpy()
-        )
-        rows.append(
-            {
-                "method": name,
-                "n_texts": len(result.nll),
-                "ppl": ppl,
-                "ppl_low": ppl_low,
-                "ppl_high": ppl_high,
-                "ppl_change_%": 100 * (ratio - 1),
-                "ppl_change_low": 100 * (ratio_low - 1),
-                "ppl_change_high": 100 * (ratio_high - 1),
-                "accuracy_%": 100 * result.accuracy,
-                "accuracy_change_%": 100 * gain / base.accuracy,
-                "accuracy_change_low": 100 * gain_low / base.accuracy,
-                "accuracy_change_high": 100 * gain_high / base.accuracy,
-                "tokens_held": sum(result.cache_lengths) / len(result.cache_lengths),
-            }
-        )
+        gain = mean_ci((result.correct.float() - base.correct.float()).mean(-1).numpy())
+        row = {"method": name, "n_texts": len(result.nll)}
+        row |= _with_interval("ppl", ppl_ci(result.nll))
+        changes = (100 * (ratio - 1) for ratio in ppl_ratio_ci(result.nll, base.nll))
+        row |= _with_interval("ppl_change", changes, "_%")
+        row["accuracy_%"] = 100 * result.accuracy
+        row |= _with_interval("accuracy_change", (100 * x / accuracy for x in gain), "_%")
+        rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _with_interval(name: str, estimate: Iterable[float], unit: str = "") -> dict[str, float]:
+    """A number and its interval as columns `name`, `name_low`, `name_high`."""
+    return dict(zip((f"{name}{unit}", f"{name}_low", f"{name}_high"), estimate, strict=True))
 
 
 def ratio_table(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> pd.DataFrame:
@@ -121,24 +108,37 @@ def ratio_table(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> pd.Da
 def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Cost of each method and context length over the repeats of `lib.speed.measure`.
 
-    Median and quartiles of TPOT and throughput, of their change against baseline and of the share
-    of the machine's limit; MiB allocated.
+    Median and quartiles of times, of their change against the first method (the baseline, where
+    there is one), and of the share of the machine's limit; tokens held, MiB allocated and at peak.
     """
-    runs = runs.copy()
-    for column in ("tpot_ms", "throughput"):
-        runs[f"{column}_change_%"] = change_against(runs, column, BASELINE)
-    columns = ["tpot_ms", "throughput", "tpot_ms_change_%", "throughput_change_%", "limit_%"]
-    cost = summarise(runs, ["context", "method"], columns).rename(columns={"n": "n_repeats"})
-    allocated = runs.groupby(["context", "method"]).cache_mib.first().reset_index()
-    return cost.merge(allocated, on=["context", "method"])
+    runs, first = runs.copy(), runs.method.iloc[0]
+    changing = ["ttft_s", "tpot_ms", "throughput"]
+    for column in changing:
+        runs[f"{column}_change_%"] = change_against(runs, column, first)
+    columns = [*changing, "attention_ms", *(f"{x}_change_%" for x in changing), "limit_%"]
+    by = ["context", "method", "prefill"]
+    cost = summarise(runs, by, columns).rename(columns={"n": "n_repeats"})
+    held = ["cache_length", "cache_mib", "peak_mib"]
+    return cost.merge(runs.groupby(by, sort=False)[held].median().reset_index(), on=by)
+
+
+def joined(tables: Mapping[int, pd.DataFrame], cost: pd.DataFrame) -> pd.DataFrame:
+    """The quality tables of several lengths, one below the other, with the cost of each row."""
+    table = pd.concat(part.assign(length=length) for length, part in tables.items())
+    table = table.merge(cost.rename(columns={"context": "length"}), on=["length", "method"])
+    table.insert(0, "length", table.pop("length"))
+    return table
+
+
+def split_names(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with the parts of its row names, `group` and `budget` (infinite for the baseline)."""
+    return table.assign(group=table.method.map(group_of), budget=table.method.map(budget_of))
 
 
 def by_group(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with the parts of its row names, `group` and `budget`, and the ratio to baseline."""
+    """`table` with `group` and `budget`, and its perplexity as a ratio to that of the first row."""
     change, low, high = (table[f"ppl_change_{x}"] for x in ("%", "low", "high"))
-    return table.assign(
-        group=table.method.str.replace(r"_\d+$", "", regex=True),
-        budget=pd.to_numeric(table.method.str.extract(r"_(\d+)$")[0]),
+    return split_names(table).assign(
         ratio=1 + change / 100,
         ratio_low=1 + low / 100,
         ratio_high=1 + high / 100,

@@ -21,18 +21,20 @@ class Generation:
     ttft: float  # time to first token, seconds: the whole prompt and one token
     step_times: list[float]  # seconds of each later token
     cache_lengths: list[int]  # tokens held after each step by the layer that holds most
+    layer_lengths: list[int]  # tokens held at the end, by layer
     evictions: int  # how often the cache was cut
     cache_bytes: int  # bytes of keys and values at the end
 
     @property
     def tpot(self) -> float:
-        """Time per output token after the first, seconds: the median over steps."""
-        return float(torch.tensor(self.step_times).median()) if self.step_times else float("nan")
+        """Time per output token after the first, seconds: the mean over steps, cuts included."""
+        steps = len(self.step_times)
+        return sum(self.step_times) / steps if steps else float("nan")
 
     @property
     def throughput(self) -> float:
         """Tokens decoded per second and sequence after the first, the prompt's time apart."""
-        return len(self.step_times) / sum(self.step_times) if self.step_times else float("nan")
+        return 1 / self.tpot
 
 
 @torch.no_grad()
@@ -88,6 +90,7 @@ def generate(
         ttft=times[0],
         step_times=times[1:],
         cache_lengths=lengths,
+        layer_lengths=held_lengths(cache),
         evictions=0 if compressor is None else cache.evictions,
         cache_bytes=cache_bytes(cache),
     )

@@ -6,9 +6,11 @@ import pandas as pd
 import torch
 
 from .compressors import Compressor
+from .compressors.base import require_int
 from .generation import generate
-from .limits import decoding_work, measure_machine, share_of_limit
+from .limits import Machine, decoding_work, measure_machine, share_of_limit
 from .progress import progress
+from .watch import PeakMemory, watched_attention
 
 
 def measure(
@@ -23,11 +25,14 @@ def measure(
     """One row per repeat, context length and method, on random tokens, batch 1.
 
     Columns: `prefill` (how the prompt was read, "dense" or "streamed"), `ttft_s`, `tpot_ms`,
-    `throughput` (tokens/s of decoding), `cache_mib` (allocated for keys and values), `cache_length`
-    (tokens held) and `limit_%`, the share of the least time in which the machine can read what a
-    token needs. `buffers` gives a method's `buffer` where it has one. Repeats are the outer loop,
-    so that drift of the machine hits all methods alike; a run of each method before them warms up.
+    `throughput` (tokens/s of decoding), `attention_ms` (of a token's time, inside the attention),
+    `cache_mib` (allocated for keys and values), `peak_mib` (how far memory grew, prompt included),
+    `cache_length` (tokens held at the end, mean over layers) and `limit_%`, the share of the least
+    time in which the machine can read what a token needs. `buffers` gives a method's `buffer` where
+    it has one. Repeats are the outer loop, so that drift of the machine hits all methods alike; a
+    run of each method before them warms up.
     """
+    require_int("new_tokens", new_tokens, 2)
     generator = torch.Generator().manual_seed(seed)
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (max(context_lengths),), generator=generator)
@@ -43,25 +48,30 @@ def measure(
     ]
     rows = []
     for repeat, length, name in progress(runs, desc="speed"):
-        method = methods[name]
-        result = generate(model, ids[:length], method, new_tokens, buffer=buffer[name])
-        held = result.cache_lengths[len(result.cache_lengths) // 2]
-        limit = share_of_limit(result.tpot, decoding_work(model, held), machine)
-        rows.append(
-            {
-                "context": length,
-                "method": name,
-                "prefill": "streamed" if method is not None and method.window else "dense",
-                "repeat": repeat,
-                "ttft_s": result.ttft,
-                "tpot_ms": 1000 * result.tpot,
-                "throughput": result.throughput,
-                "cache_mib": result.cache_bytes / 2**20,
-                "cache_length": result.cache_lengths[-1],
-                "limit_%": 100 * limit,
-            }
-        )
+        streamed = methods[name] is not None and methods[name].window
+        row = {"context": length, "method": name, "prefill": "streamed" if streamed else "dense"}
+        run = _run(model, ids[:length], methods[name], new_tokens, buffer[name], machine)
+        rows.append(row | {"repeat": repeat} | run)
     return pd.DataFrame(rows)
+
+
+def _run(model, ids, method, new_tokens: int, buffer: int, machine: Machine) -> dict[str, float]:
+    """One generation and what it took."""
+    with watched_attention(model) as attention, PeakMemory(model.device) as peak:
+        result = generate(model, ids, method, new_tokens, buffer=buffer)
+    layers, steps = len(result.layer_lengths), new_tokens - 1
+    decoding = attention.seconds[-steps * layers :]
+    held = result.cache_lengths[len(result.cache_lengths) // 2]
+    return {
+        "ttft_s": result.ttft,
+        "tpot_ms": 1000 * result.tpot,
+        "throughput": result.throughput,
+        "attention_ms": 1000 * sum(decoding) / steps,
+        "cache_mib": result.cache_bytes / 2**20,
+        "peak_mib": peak.mib,
+        "cache_length": sum(result.layer_lengths) / layers,
+        "limit_%": 100 * share_of_limit(result.tpot, decoding_work(model, held), machine),
+    }
 
 
 def change_against(runs: pd.DataFrame, column: str, baseline: str) -> pd.Series:

@@ -1,23 +1,38 @@
 """Spread: confidence intervals over texts, quartiles over repeats, rolling means over positions."""
 
+from functools import cache
+
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import t
+from scipy.stats import norm, t
 
 
 def mean_ci(values, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of `values` (n,) and its confidence interval by Student's t: mean, low, high.
+    """Mean of `values` (n,) and its bootstrap confidence interval over them: mean, low, high.
 
-    With a handful of texts a bootstrap's interval is too narrow: 79% where it says 95%, at n = 4.
-    With fewer than two values there is no interval: low and high are nan.
+    The percentiles of resampled means are taken further out the fewer values there are, as far as
+    Student's t goes beyond the normal distribution (Hesterberg 2015, arXiv:1411.5279): plain ones
+    cover 85% where they say 95%, at n = 6. Fewer than six values have too few resamples to reach
+    95%: there the interval is Student's own, and for a single value nan. Always the same resamples.
     """
     values = np.asarray(values, dtype=float)
     mean, n = float(values.mean()), len(values)
     if n < 2:
         return mean, float("nan"), float("nan")
-    half = float(t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
-    return mean, mean - half, mean + half
+    far = float(t.ppf((1 + level) / 2, n - 1))
+    if n < 6:
+        half = far * float(values.std(ddof=1)) / np.sqrt(n)
+        return mean, mean - half, mean + half
+    tail = float(norm.cdf(-far * np.sqrt(n / (n - 1))))
+    low, high = np.quantile(values[_resamples(n)].mean(axis=1), [tail, 1 - tail])
+    return mean, float(low), float(high)
+
+
+@cache
+def _resamples(n: int) -> np.ndarray:
+    """Which of `n` values each of 10,000 resamples draws, (10000, n)."""
+    return np.random.default_rng(0).integers(n, size=(10_000, n))
 
 
 def ppl_ci(nll: torch.Tensor) -> tuple[float, float, float]:

@@ -6,12 +6,17 @@ import ipywidgets as widgets
 import pandas as pd
 import pytest
 import torch
+import yaml
 from reference import cached_model, tiny_ids
 
-from lib import FixSizeL2, L2Compress, RecentOnly, StreamingLLM, evaluate
-from lib.comparison import at_budget, experiment, quality, quality_table, texts_of
+from lib import TOVA, FixSizeL2, L2Compress, RecentOnly, StreamingLLM, evaluate, params
+from lib.comparison import by_group, cost_table, first_tokens, quality, quality_table, texts_of
+from lib.compressors import ROWS
+from lib.experiments import at_budget, buffers_of, experiment
 from lib.explorer import Explorer
+from lib.paths import NOTEBOOKS
 from lib.speed import change_against, measure
+from lib.stats import mean_ci
 
 
 def test_texts_of():
@@ -33,9 +38,11 @@ def test_texts_of():
 
 def test_at_budget():
     assert at_budget("recent_only", 64) == RecentOnly(64)
-    assert at_budget("streaming", 64) == StreamingLLM(4, 60)
+    assert at_budget("streaming", 64) == at_budget("streaming_lazy", 64) == StreamingLLM(4, 60)
     assert at_budget("streaming", 64, start_size=0) == StreamingLLM(0, 64)
-    assert at_budget("l2_compress", 64, skip_layers=[0]) == L2Compress(0.8, 64, (0,))
+    for ratio in (1.0, 0.8, 0.5):
+        method = at_budget(f"l2_ratio_{ratio}", 64, skip_layers=[0])
+        assert method == L2Compress(ratio, 64, (0,))
     for group, strategy in (("low", "keep_low"), ("high", "keep_high"), ("random", "random")):
         method = at_budget(f"fix_l2_{group}", 64, skip_layers=(1,), seed=3)
         assert method == FixSizeL2(64, 0.2, strategy, (1,), 3)
@@ -45,39 +52,161 @@ def test_at_budget():
         at_budget("recent_only", 4)
 
 
+FILE = """
+04_method_comparison:
+  methods: [streaming, streaming_64, fix_l2_high_24, l2_ratio_0.5, recent_only_64]
+  budgets: [16, 32]
+  start_size: 2
+  include_baseline: {baseline}
+  include_recent_only: {recent_only}
+  num_samples: 2
+  max_tokens: 4096
+  skip_layers: [1]
+  seed: 5
+"""
+
+
+@pytest.mark.parametrize("baseline", [True, False])
+@pytest.mark.parametrize("recent_only", [True, False])
+def test_an_experiment_from_yaml(baseline, recent_only):
+    content = yaml.safe_load(FILE.format(baseline=baseline, recent_only=recent_only))
+    contract = params.read_contract(NOTEBOOKS / "04_method_comparison.ipynb")
+    given = params.check(contract, params.section(content, "04_method_comparison"))
+    assert (given.pop("num_samples"), given.pop("max_tokens")) == (2, 4096)
+    rows = experiment(**given)
+    expected = {"baseline": None} if baseline else {}
+    if recent_only:
+        expected |= {"recent_only_16": RecentOnly(16), "recent_only_32": RecentOnly(32)}
+    expected |= {f"streaming_{n}": StreamingLLM(2, n - 2) for n in (16, 32, 64)}
+    expected["fix_l2_high_24"] = FixSizeL2(24, 0.2, "keep_high", (1,), 5)
+    expected |= {f"l2_ratio_0.5_{n}": L2Compress(0.5, n, (1,)) for n in (16, 32)}
+    expected["recent_only_64"] = RecentOnly(64)
+    assert rows == expected
+    assert list(rows) == list(expected)
+
+
+def test_wrong_experiments_are_refused():
+    for name in ("streamin", "streamin_16", "streaming_", "_16"):
+        with pytest.raises(ValueError, match="method='.*': allowed is one of .'streaming'"):
+            experiment([name], [16])
+    with pytest.raises(ValueError, match="budget=3: allowed is an int >= 5"):
+        experiment(["streaming_3"], [16])
+    with pytest.raises(ValueError, match=r"methods=\[\]: allowed is at least one of"):
+        experiment([], [16], include_baseline=False, include_recent_only=False)
+
+
+def test_buffers():
+    rows = experiment(["streaming", "streaming_lazy", "tova", "keydiff", "l2_ratio_0.8"], [16])
+    assert buffers_of(rows, 8) == {
+        "baseline": 0,
+        "recent_only_16": 0,
+        "streaming_16": 0,
+        "streaming_lazy_16": 7,
+        "tova_16": 7,
+        "keydiff_16": 7,
+        "l2_ratio_0.8_16": 0,
+    }
+
+
 def test_quality_table():
-    model, texts = cached_model("neox_25"), tiny_ids(3, 40)
-    methods = experiment(["recent_only", "streaming", "fix_l2_low"], [8, 12], start_size=2)
-    names = ["recent_only_8", "recent_only_12", "streaming_8", "streaming_12"]
-    assert list(methods) == ["baseline", *names, "fix_l2_low_8", "fix_l2_low_12"]
+    model, texts = cached_model("neox_25"), tiny_ids(6, 40)
+    methods = experiment(["streaming", "streaming_lazy", "fix_l2_low"], [8, 12], start_size=2)
+    groups = ["recent_only", "streaming", "streaming_lazy", "fix_l2_low"]
+    assert list(methods) == ["baseline", *(f"{group}_{n}" for group in groups for n in (8, 12))]
     results = quality(model, texts, methods, chunk_size=4)
     table = quality_table(results).set_index("method")
     base = evaluate(model, texts)
     for name, method in methods.items():
-        row, own = table.loc[name], evaluate(model, texts, method, 4)
+        row = table.loc[name]
+        buffer = 3 if name.startswith("streaming_lazy") else 0
+        own = evaluate(model, texts, method, 4, buffer=buffer)
         assert row.ppl == pytest.approx(own.ppl, rel=1e-4)
         assert row["ppl_change_%"] == pytest.approx(100 * (own.ppl / base.ppl - 1), abs=0.02)
         assert row["accuracy_%"] == pytest.approx(100 * own.accuracy)
         gain = 100 * (own.accuracy / base.accuracy - 1)
         assert row["accuracy_change_%"] == pytest.approx(gain, abs=1e-3)
-        assert row.tokens_held == (39 if method is None else int(name.rsplit("_")[-1]))
-        assert row.n_texts == 3
+        assert row.n_texts == 6
         assert row.ppl_low <= row.ppl <= row.ppl_high
+        if method is not None:
+            assert row.ppl_change_low < row["ppl_change_%"] < row.ppl_change_high
     assert table.loc["baseline", "ppl_change_low"] == 0
+    # paired by text: with intervals as `mean_ci` has them for the texts' own differences
+    gap = (results["streaming_8"].nll - base.nll).double().mean(-1)
+    expected = [100 * (math.exp(x) - 1) for x in mean_ci(gap.numpy())]
+    columns = ["ppl_change_%", "ppl_change_low", "ppl_change_high"]
+    assert table.loc["streaming_8", columns].tolist() == pytest.approx(expected)
 
 
-def test_speed_table():
+def test_the_first_tokens_of_a_text_are_a_text():
+    model, texts = cached_model("llama_gqa"), tiny_ids(2, 40)
+    methods = experiment(["streaming_lazy", "fix_l2_high", "tova", "l2_ratio_0.5"], [8, 20])
+    long = quality(model, texts, methods, chunk_size=4)
+    for length in (13, 20, 21, 40):
+        fitting = {n: m for n, m in methods.items() if "20" not in n or length > 20}
+        own = quality(model, texts[:, :length], fitting, chunk_size=4)
+        cut = first_tokens(long, length)
+        assert list(cut) == list(own)
+        for name, result in own.items():
+            torch.testing.assert_close(cut[name].nll, result.nll)
+            assert torch.equal(cut[name].correct, result.correct)
+
+
+def test_quality_twice_is_the_same():
+    model, texts = cached_model("neox_25", torch.float32), tiny_ids(2, 60)
+    names = [name for name in ROWS if name != "kvpress"]
+    tables = [
+        quality_table(quality(model, texts, experiment(names, [16], 2, seed=7), chunk_size=4))
+        for _ in range(2)
+    ]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    other = quality_table(quality(model, texts, experiment(names, [16], 2, seed=8), chunk_size=4))
+    differ = tables[0].ppl != other.ppl
+    assert tables[0].method[differ].tolist() == ["fix_l2_random_16", "random_16"]
+
+
+def test_a_ratio_that_cannot_stay_within_its_budget_is_refused():
+    model, texts = cached_model("neox_25"), tiny_ids(2, 30)
+    rows = experiment(["l2_ratio_0.8"], [16])
+    with pytest.raises(ValueError, match="chunk_size=5: allowed is at most 4 for l2_ratio_0.8_16"):
+        quality(model, texts, rows, chunk_size=5)
+    quality(model, texts, experiment(["l2_ratio_0.5"], [16]), chunk_size=16)
+
+
+def test_speed_and_cost():
     model = cached_model("llama_gqa", torch.float32)
-    methods = {"baseline": None, "streaming_8": StreamingLLM(2, 6)}
-    runs = measure(model, methods, [10, 20], new_tokens=5, repeats=2)
-    assert runs.groupby(["context", "method", "repeat"]).size().tolist() == [1] * 8
-    held = {(10, "baseline"): 14, (20, "baseline"): 24, (10, "streaming_8"): 8}
+    methods = {"baseline": None, "streaming_8": StreamingLLM(2, 6), "tova_8": TOVA(8)}
+    runs = measure(model, methods, [10, 20], new_tokens=5, repeats=2, buffers={"tova_8": 2})
+    assert runs.groupby(["context", "method", "repeat"]).size().tolist() == [1] * 12
+    # tova with a buffer of two held 10, 8, 9, 10, 8 and 8, 9, 10, 8, 9 tokens
+    held = {(10, "baseline"): 14, (20, "baseline"): 24, (20, "tova_8"): 9}
     for row in runs.itertuples():
         length = held.get((row.context, row.method), 8)
         assert row.cache_length == length
         if row.method == "baseline":  # 4 bytes, keys and values, 2 layers, 2 heads of 8
             assert row.cache_mib == pytest.approx(4 * 2 * 2 * 2 * 8 * length / 2**20)
         assert min(row.ttft_s, row.tpot_ms, row.throughput) > 0
+        assert 0 < row.attention_ms < row.tpot_ms
+        assert row.prefill == ("streamed" if row.method == "streaming_8" else "dense")
+    cost = cost_table(runs)
+    assert cost.n_repeats.tolist() == [2] * 6
+    own = runs[(runs.context == 20) & (runs.method == "tova_8")].tpot_ms.to_numpy()
+    base = runs[(runs.context == 20) & (runs.method == "baseline")].tpot_ms.to_numpy()
+    row = cost[(cost.context == 20) & (cost.method == "tova_8")].iloc[0]
+    assert row.tpot_ms == pytest.approx(own.mean())  # the median of two
+    assert row["tpot_ms_change_%"] == pytest.approx((100 * (own / base - 1)).mean())
+    with pytest.raises(ValueError, match="new_tokens=1: allowed is an int >= 2"):
+        measure(model, methods, [10], new_tokens=1)
+
+
+def test_by_group():
+    names = ["baseline", "streaming_512", "l2_ratio_0.8_64", "l2_ratio_0.8"]
+    table = pd.DataFrame({"method": names, "ppl_change_%": [0.0, 50, -20, 1]})
+    table = table.assign(ppl_change_low=0.0, ppl_change_high=100.0)
+    split = by_group(table)
+    assert split.group.tolist() == ["baseline", "streaming", "l2_ratio_0.8", "l2_ratio_0.8"]
+    assert split.budget.tolist() == [math.inf, 512, 64, math.inf]
+    assert split.ratio.tolist() == pytest.approx([1, 1.5, 0.8, 1.01])
+    assert split.ratio_high.tolist() == [2] * 4
 
 
 def test_change_against():

@@ -33,9 +33,9 @@ from lib import (
     list_methods,
 )
 from lib.attention import kv_lab_attention
-from lib.comparison import GROUPS, at_budget, experiment
-from lib.compressors import METHODS
+from lib.compressors import METHODS, ROWS
 from lib.compressors.pyramid import layer_budgets
+from lib.experiments import at_budget, experiment
 
 some_tests = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 1000)
@@ -329,16 +329,21 @@ def test_kvpress_refuses_a_press_that_needs_more():
 
 
 @pytest.mark.usefixtures("kvpress")
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", ROWS)
 def test_at_budget(group):
     method = at_budget(group, 20, 2, [1], 3)
     assert method.name in list_methods()
     assert type(method) is METHODS[method.name]
     assert method.paper
     counts = [len(kept(method, held(1, 2, n, 4, num_layers=1))[0][0]) for n in (20, 21, 27, 120)]
-    # l2_compress keeps 80% of what it holds, within the budget for steps of up to a quarter of it
-    assert counts == ([20, 17, 22, 96] if group == "l2_compress" else [20] * 4)
-    assert method.budget == (None if group == "l2_compress" else 20)
+    # a ratio is one of what is held: 80% is within the budget for steps of up to a quarter of it
+    ratios = {
+        "l2_ratio_1.0": [20, 21, 27, 120],
+        "l2_ratio_0.8": [20, 17, 22, 96],
+        "l2_ratio_0.5": [20, 11, 14, 60],
+    }
+    assert counts == ratios.get(group, [20] * 4)
+    assert method.budget == (None if group in ratios else 20)
     if method.window is None:
         assert method.keep(held(1, 2, 50, 4, layer_idx=1)) is None
     for budget in (2, 1, 0, -3, 2.5, None):
@@ -352,14 +357,16 @@ def test_at_budget(group):
 @pytest.mark.parametrize("budget", [6, 16])
 def test_all_rows_stay_within_their_budget(budget):
     ids = tiny_ids(2, 45)
-    rows = experiment(list(GROUPS), [budget], start_size=2, skip_layers=())
+    rows = experiment(list(ROWS), [budget], start_size=2, skip_layers=())
     for family in ("neox_25", "llama_gqa"):
         for name, method in rows.items():
             for chunk_size in (1, 4):
                 result = evaluate(cached_model(family), ids, method, chunk_size)
                 held_now, most = sum(result.cache_lengths) / 2, 44 if method is None else budget
-                # l2_compress may need steps of a quarter of the budget
-                if name != "l2_compress_6" or chunk_size == 1:
+                # a ratio of 0.8 needs steps of at most a quarter of the budget, one of 1 never cuts
+                if not name.startswith("l2_ratio_1.0") and (
+                    name != "l2_ratio_0.8_6" or chunk_size == 1
+                ):
                     assert held_now <= most, name
                 assert torch.isfinite(result.nll).all()
 

@@ -34,6 +34,9 @@ class L2Compress(Compressor):
 
     name: ClassVar[str] = "l2_compress"
     paper: ClassVar[str] = "Devoto et al. 2024, arXiv:2406.11430"
+    rows: ClassVar[dict[str, dict]] = {
+        f"l2_ratio_{ratio}": {"keep_ratio": ratio} for ratio in (1.0, 0.8, 0.5)
+    }
     keep_ratio: float = 0.8
     prune_after: int = 1000
     skip_layers: tuple[int, ...] = (0, 1)
@@ -48,14 +51,21 @@ class L2Compress(Compressor):
         return None
 
     @classmethod
-    def at_budget(cls, budget: int, start_size: int = 4, skip_layers=(), seed: int = 0) -> Self:
-        """Keep 80% whenever a layer holds more than `budget` tokens.
+    def at_budget(
+        cls,
+        budget: int,
+        start_size: int = 4,
+        skip_layers=(),
+        seed: int = 0,
+        keep_ratio: float = 0.8,
+    ) -> Self:
+        """Keep the share `keep_ratio` whenever a layer holds more than `budget` tokens.
 
-        That stays within the budget for steps of up to a quarter of it, and after a long prompt
-        takes several steps to come down to it.
+        80% stays within the budget for steps of up to a quarter of it, and after a long prompt
+        takes several steps to come down to it; 100% is the control that never cuts.
         """
         require_budget(budget, start_size)
-        return cls(0.8, budget, skip_layers)
+        return cls(keep_ratio, budget, skip_layers)
 
     def keep(self, held: Held) -> torch.Tensor | None:
         T = held.length

@@ -17,7 +17,7 @@ class StreamingLLM(Compressor):
 
     name: ClassVar[str] = "streaming_llm"
     paper: ClassVar[str] = "Xiao et al. 2023, arXiv:2309.17453"
-    rows: ClassVar[dict[str, dict]] = {"streaming": {}}
+    rows: ClassVar[dict[str, dict]] = {"streaming": {}, "streaming_lazy": {}}
     start_size: int = 4
     recent_size: int = 508
 
