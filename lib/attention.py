@@ -52,10 +52,10 @@ def kv_lab_attention(
 
 def _append_sink_logits(query, key, step):
     """Query and key (B, H, n or S, D + E); E is the number of sinks, twice that in 16 bits."""
-    cos, sin = step.rope.cos_sin(step.sink_delta[:, None], key.shape[-1])  # (1 or B, 1, n, D)
     sinks = key[:, :, : step.front]
     exact = torch.promote_types(key.dtype, torch.float32)
-    logits = step.rope.rotate(query.to(exact), cos, sin) @ sinks.to(exact).mT  # (B, H, n, front)
+    turned = step.rope.turn(query.to(exact), step.sink_delta[:, None])  # (B, H, n, D)
+    logits = turned @ sinks.to(exact).mT  # (B, H, n, front)
     parts = [logits.to(query.dtype)]
     if query.dtype != exact:  # 16 bits round them too coarsely: the rest rides along as well
         parts.append((logits - parts[0].to(exact)).to(query.dtype))

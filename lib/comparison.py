@@ -123,9 +123,11 @@ def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def joined(tables: Mapping[int, pd.DataFrame], cost: pd.DataFrame) -> pd.DataFrame:
-    """The quality tables of several lengths, one below the other, with the cost of each row."""
+    """The quality tables of several lengths, one below the other, with the cost where measured."""
     table = pd.concat(part.assign(length=length) for length, part in tables.items())
-    table = table.merge(cost.rename(columns={"context": "length"}), on=["length", "method"])
+    table = table.merge(
+        cost.rename(columns={"context": "length"}), on=["length", "method"], how="left"
+    )
     table.insert(0, "length", table.pop("length"))
     return table
 

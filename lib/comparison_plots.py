@@ -44,32 +44,50 @@ def quality_by_budget(ax: Axes, part: pd.DataFrame, groups: Sequence[str]) -> No
 
 
 def quality_by_speed(ax: Axes, part: pd.DataFrame, front: pd.DataFrame) -> None:
-    """Perplexity against time per token with the spread of both; a line joins the `front`."""
+    """Perplexity against time per token with the spread of both; a line joins the `front`.
+
+    The front's rows are numbered, and named beside the panel.
+    """
+    bars = {"fmt": "none", "elinewidth": 1, "alpha": 0.35}
     for group, own in part.groupby("group", sort=False):
         style = method_style(group)
-        look = {"color": style.color, "marker": style.marker, "elinewidth": 0.7, "markersize": 6}
+        look = {"color": style.color, "marker": style.marker, "linestyle": ""}
         times = [own.tpot_ms - own.tpot_ms_q1, own.tpot_ms_q3 - own.tpot_ms]
         texts = [own.ppl - own.ppl_low, own.ppl_high - own.ppl]
-        ax.errorbar(own.tpot_ms, own.ppl, texts, times, label=group, linestyle="", **look)
+        ax.errorbar(own.tpot_ms, own.ppl, texts, times, **bars, ecolor=style.color)
+        ax.plot(own.tpot_ms, own.ppl, label=group, markeredgewidth=0, markersize=8, **look)
     ax.plot(front.tpot_ms, front.ppl, color=BLACK, linewidth=1, zorder=0, drawstyle="steps-post")
-    for place, row in enumerate(front.itertuples()):
-        below = {"xytext": (4, -13 if place % 2 else 6), "textcoords": "offset points"}
-        ax.annotate(row.method, (row.tpot_ms, row.ppl), fontsize=9, **below)
-    plain_log(ax.xaxis)
+    near = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 10, "weight": "bold"}
+    for number, row in enumerate(front.itertuples(), start=1):
+        ax.annotate(str(number), (row.tpot_ms, row.ppl), **near)
+    names = [f"{number} {name}" for number, name in enumerate(front.method, start=1)]
+    ax.text(1.02, 1, "\n".join(names), transform=ax.transAxes, va="top", fontsize=10)
     plain_log(ax.yaxis)
 
 
 def heatmap(ax: Axes, table: pd.DataFrame, column: str, groups: Sequence[str], title: str) -> None:
-    """`column` in numbers, and as a colour on a log scale about 1: groups by length and budget."""
-    kept = table[table.group.isin(groups)]
-    grid = kept.pivot(index="group", columns=["length", "budget"], values=column).loc[groups]
-    grid = grid.sort_index(axis=1)
+    """`column` in numbers, and as a colour on a log scale about 1: groups by length and budget.
+
+    The lowest number of each length and budget is bold; gaps part the lengths.
+    """
+    kept = table[table.group.isin(groups)].dropna(subset=column)
+    grid = kept.pivot(index="group", columns=["length", "budget"], values=column)
+    grid = grid.reindex(groups).sort_index(axis=1)
     far = max(1.05, float(np.nanmax(np.abs(np.log(grid.to_numpy())))))
     norm = LogNorm(np.exp(-far), np.exp(far))
-    look = {"cmap": "RdBu_r", "norm": norm, "cbar": False, "linewidths": 0.5}
-    sns.heatmap(grid, ax=ax, annot=True, fmt=".2f", annot_kws={"fontsize": 9}, **look)
-    names = [f"{length:,}\n{budget:.0f}" for length, budget in grid.columns]
-    ax.set_xticklabels(names, rotation=0, fontsize=9)
+    sns.heatmap(grid, ax=ax, annot=True, fmt=".2f", annot_kws={"fontsize": 9}, linewidths=0.5,
+                cmap="RdBu_r", norm=norm, cbar=False)  # fmt: skip
+    lowest = {(grid.columns.get_loc(c) + 0.5, groups.index(grid[c].idxmin()) + 0.5) for c in grid}
+    for number in ax.texts:
+        number.set_weight("bold" if number.get_position() in lowest else "normal")
+    lengths = [length for length, _ in grid]
+    starts = [place for place, length in enumerate(lengths) if length not in lengths[:place]]
+    ax.vlines(starts[1:], 0, len(groups), color="white", linewidth=5)
+    ax.grid(False)
+    ax.set_xticklabels([f"{budget:.0f}" for _, budget in grid], rotation=90, fontsize=9)
     ax.set_yticklabels(groups, rotation=0, fontsize=10)
-    ax.set(ylabel="", xlabel="tokens of text, budget")
-    ax.set_title(title, fontsize=12, weight="normal")
+    for start, end in zip(starts, [*starts[1:], grid.shape[1]], strict=True):
+        name = f"{lengths[start]:,}"
+        ax.text((start + end) / 2, -0.25, name, ha="center", fontsize=10)
+    ax.set(ylabel="", xlabel="budget")
+    ax.set_title(title, fontsize=12, weight="normal", pad=20)

@@ -105,7 +105,7 @@ class WindowLayer(Layer):
         return self.keys[:, :, used], self.values[:, :, used]
 
     def _turned_sinks(self) -> torch.Tensor:
-        """`rope.rotate` in three operations, for it is done at every step."""
+        """`rope.turn` in three operations, for it is done at every step."""
         cos, sin = (x.to(self.sink_wide) for x in self.step.sink_shift)
         return torch.addcmul(self.sink_wide * cos, self.sink_half, sin).to(self.keys.dtype)
 

@@ -13,6 +13,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 # Okabe and Ito's colours, safe for the colour-blind; their yellow is too pale for lines
 BLACK, ORANGE, SKY, GREEN = "#222222", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#8C8C8C"
+# and darker ones: norms are orange and purple, keys green, attention violet
+BROWN, PLUM, VIOLET = "#8F5F00", "#8B3A75", "#5B3FA0"
 WIDTH = 7.5  # inches; at 150 dpi a README shows it at about 3/4 of its size
 
 
@@ -38,16 +40,25 @@ METHODS = {
     "streaming_lazy": MethodStyle(SKY, "d"),
     "recompute": MethodStyle(GREEN, "D"),
     "l2_compress": MethodStyle(ORANGE, "^"),
+    "adaptive_l2": MethodStyle(BROWN, "^"),
     "fix_size_l2": MethodStyle(PURPLE, "P"),
+    "h2o_l2": MethodStyle(PLUM, "P"),
+    "pyramid": MethodStyle(PLUM, "p"),
+    "random": MethodStyle(GREY, "X"),
+    "keydiff": MethodStyle(GREEN, "<"),
+    "lagkv": MethodStyle(GREEN, ">"),
+    "h2o": MethodStyle(VIOLET, "o"),
+    "tova": MethodStyle(VIOLET, "D"),
+    "snapkv": MethodStyle(VIOLET, "*"),
 }
-_OTHER = MethodStyle(GREY, "X")
+_OTHER = MethodStyle(GREY, "h")
 # The strategies of one method share its colour
-LINES = {"fix_l2_high": "--", "fix_l2_random": ":"}
+LINES = {"fix_l2_high": "--", "fix_l2_random": ":", "l2_ratio_0.5": "--", "l2_ratio_1.0": ":"}
 # The parts of a step's time: attention, the cache, the rest of the model
 PART_COLORS = (BLUE, VERMILLION, GREY)
 # A row's name is a short form of the method with its budget behind it, as in `streaming_512`
 _SHORT = {"dense": "baseline", "window": "recent_only", "streaming": "streaming_llm"}
-_SHORT |= {"l2": "l2_compress", "fix_l2": "fix_size_l2"}
+_SHORT |= {"l2_ratio": "l2_compress", "fix_l2": "fix_size_l2"}
 
 
 def method_style(name: str) -> MethodStyle:

@@ -28,34 +28,38 @@ class Rope:
         """How many leading dims of a head are rotated."""
         return 2 * len(self.inv_freq)
 
+    def _cos_sin(self, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of the angles by which `delta` (...,) turns: (..., rotary_dim / 2) each."""
+        dtype = torch.float32 if delta.device.type == "mps" else torch.float64  # mps has no float64
+        angles = delta[..., None].to(dtype) * self.inv_freq.to(delta.device, dtype)
+        return angles.cos(), angles.sin()
+
     def cos_sin(self, delta: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin for shifts `delta` (...,): (..., width) each, for heads of `width` dims.
 
-        Dims that are not rotated have 1 and 0.
+        Dims that are not rotated have 1 and 0: `x * cos + half(x) * sin` is `x`, turned.
         """
-        dtype = torch.float32 if delta.device.type == "mps" else torch.float64  # mps has no float64
-        angles = delta[..., None].to(dtype) * self.inv_freq.to(delta.device, dtype)
-        angles = pad(torch.cat((angles, angles), dim=-1), (0, width - self.rotary_dim))
-        return angles.cos(), angles.sin()
+        cos, sin = (torch.cat((x, x), dim=-1) for x in self._cos_sin(delta))
+        rest = (0, width - self.rotary_dim)
+        return pad(cos, rest, value=1.0), pad(sin, rest)
 
     def half(self, x: torch.Tensor) -> torch.Tensor:
         """(x1, x2, rest) -> (-x2, x1, 0) on the last dim, whose first two parts are rotated."""
         x1, x2 = x[..., : self.rotary_dim].chunk(2, dim=-1)
         return pad(torch.cat((-x2, x1), dim=-1), (0, x.shape[-1] - self.rotary_dim))
 
-    def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """Turn `x` (B, H, T, D) by angles whose cos and sin broadcast to it.
+    def turn(self, x: torch.Tensor, delta: torch.Tensor | int) -> torch.Tensor:
+        """Move `x` (B, H, T, D) by `delta` positions: an int, or a tensor that broadcasts to its T.
 
         Computed in float32 (float64 for float64 input) and returned in the dtype of `x`.
         """
         exact = torch.promote_types(x.dtype, torch.float32)
-        cos, sin, wide = cos.to(x.device, exact), sin.to(x.device, exact), x.to(exact)
-        return (wide * cos + self.half(wide) * sin).to(x.dtype)
-
-    def turn(self, x: torch.Tensor, delta: torch.Tensor | int) -> torch.Tensor:
-        """Move `x` (B, H, T, D) by `delta` positions: an int, (T,) or (B, H, T)."""
         delta = torch.as_tensor(delta, device=x.device)
-        return self.rotate(x, *self.cos_sin(delta, x.shape[-1]))
+        cos, sin = (angle.to(exact) for angle in self._cos_sin(delta))
+        half = len(self.inv_freq)
+        x1, x2, rest = x.to(exact).split((half, half, x.shape[-1] - 2 * half), dim=-1)
+        turned = (x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest)
+        return torch.cat(turned, dim=-1).to(x.dtype)
 
 
 def find_rope(model: torch.nn.Module | PreTrainedConfig) -> Rope:

@@ -104,15 +104,18 @@ class ScatteredLayer(Layer):
         cut = self.length - index.shape[-1]
         self.evictions += cut > 0
         self.evicted += cut
-        self.keys, self.values = gather_tokens(self.keys, index), gather_tokens(self.values, index)
+        self.values = gather_tokens(self.values, index)
         if self.queries:
             self.attention = gather_tokens(self.attention, index)
-        if self.rope is not None:
+        if self.rope is None:
+            self.keys = gather_tokens(self.keys, index)
+        else:
             self.source = gather_tokens(self.source, index)
             self.source_position = gather_tokens(self.source_position, index)
             self.turn_to(self.step.position + self.step.n)
 
     def turn_to(self, position: int) -> None:
         """Let the kept tokens stand directly before `position`."""
-        target = torch.arange(position - self.length, position, device=self.source.device)
+        length = self.source.shape[2]
+        target = torch.arange(position - length, position, device=self.source.device)
         self.keys = self.rope.turn(self.source, target - self.source_position)
