@@ -1,11 +1,12 @@
 """Load text as one long row of tokens, cached on disk by content."""
 
+import glob
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from .compressors.base import require, require_int
@@ -13,10 +14,22 @@ from .docs import SPLITS, docs_text
 from .hub import ask_for_dataset
 from .paths import atomic_path, cache_dir, local_path
 
-# hub id, configuration, column of text; read as a stream, so that little is downloaded
+
+@dataclass(frozen=True)
+class HubText:
+    """A data set of parquet files on the hub, at a commit, so that its text never changes."""
+
+    hub_id: str
+    configuration: str | None
+    revision: str
+
+
 HUB_TEXTS = {
-    "wikitext": ("Salesforce/wikitext", "wikitext-2-raw-v1", "text"),
-    "pg19": ("emozilla/pg19", None, "text"),
+    "wikitext": HubText(
+        "Salesforce/wikitext", "wikitext-2-raw-v1", "b08601e04326c79dfdd32d625aee71d232d685c3"
+    ),
+    # deepmind/pg19 as parquet files: that one is a script, which datasets no longer runs
+    "pg19": HubText("emozilla/pg19", None, "c021754c8e01c5b1cc83a1f549c1f97fbbb756b8"),
 }
 HUB_SPLITS = {"heldout": "test", "train": "train"}
 ALLOWED = "'docs', 'wikitext', 'pg19', or the path of a .txt or .parquet file"
@@ -37,12 +50,12 @@ def load_tokens(
     if max_tokens is not None:
         require_int("max_tokens", max_tokens, 1)
     for text in _beginnings(name, split, max_tokens):
-        if not text.strip():
-            raise ValueError(f"text {str(name)!r} is empty")
         tokens = _tokens(text, tokenizer)
         # twice as many, so that none that is returned depends on where the reading stopped
         if max_tokens is not None and len(tokens) >= 2 * max_tokens:
             break
+    if not text.strip():
+        raise ValueError(f"text {str(name)!r} is empty")
     return tokens[:max_tokens]
 
 
@@ -62,58 +75,66 @@ def _beginnings(name: str | Path, split: str, max_tokens: int | None) -> Iterato
     """Longer and longer beginnings of a text, the last one whole."""
     size = None if max_tokens is None else 12 * max_tokens
     if name == "docs":
-        yield from _longer(docs_text(split), size)
-    elif name in HUB_TEXTS:
-        yield from _joined(_hub_rows(name, split), size)
-    else:
-        require(Path(name).suffix in (".txt", ".parquet"), "text name", name, ALLOWED)
-        yield from _longer(_file_text(local_path(name)), size)
+        return _longer([docs_text(split)], "", size)
+    if name in HUB_TEXTS:
+        return _longer(_hub_rows(name, split), "\n\n", size)
+    path = local_path(name)
+    require(path.suffix in (".txt", ".parquet"), "text name", str(name), ALLOWED)
+    return _longer(_file_rows(path), "" if path.suffix == ".txt" else "\n\n", size)
 
 
-def _longer(text: str, size: int | None) -> Iterator[str]:
-    """The first `size` characters, twice as many and so on, then all."""
-    while size is not None and size < len(text):
-        yield text[:size]
-        size *= 2
-    yield text
+def _longer(rows: Iterable[str], separator: str, size: int | None) -> Iterator[str]:
+    """The first `size` characters of the joined rows, twice as many and so on, then all.
+
+    No more rows are read than these characters need.
+    """
+    read, length = [], 0
+    for row in rows:
+        length += len(row) + (len(separator) if read else 0)
+        read.append(row)
+        while size is not None and length >= size:
+            yield separator.join(read)[:size]
+            size *= 2
+    yield separator.join(read)
 
 
-def _file_text(path: Path) -> str:
+def _hub_rows(name: str, split: str) -> Iterator[str]:
+    text = HUB_TEXTS[name]
+    options = {"split": HUB_SPLITS[split], "revision": text.revision, "streaming": True}
+    try:
+        ask_for_dataset(text.hub_id, text.revision)
+        from datasets import load_dataset  # slow to import, and not needed for the docs
+
+        yield from _texts(load_dataset(text.hub_id, text.configuration, **options))
+    except Exception as error:  # whatever the network library of the day raises
+        raise OSError(
+            f"text {name!r} ({text.hub_id}) could not be read from the hub. Without network, use "
+            "'docs' or the path of a .txt or .parquet file."
+        ) from error
+
+
+def _file_rows(path: Path) -> Iterator[str]:
+    """Lines of a .txt file with their ends, or the texts of a .parquet file."""
     if not path.is_file():
         raise FileNotFoundError(f"text {str(path)!r}: no such file")
+    from datasets import IterableDataset  # load_dataset would tell the hub of the reading
+
+    name = glob.escape(str(path))
     try:
         if path.suffix == ".txt":
-            return path.read_text(encoding="utf-8")
-        # TypeError: the column holds something else than text
-        return "\n\n".join(pd.read_parquet(path, columns=["text"])["text"].dropna())
+            yield from _texts(IterableDataset.from_text(name, keep_linebreaks=True))
+        else:
+            yield from _texts(IterableDataset.from_parquet(name, columns=["text"]))
     except (ValueError, TypeError) as error:
         needed = "a .txt file must be UTF-8, a .parquet file must have a column `text` of text"
         raise ValueError(f"text {str(path)!r} can't be read: {needed}") from error
 
 
-def _hub_rows(name: str, split: str) -> Iterator[str]:
-    hub_id, configuration, column = HUB_TEXTS[name]
-    try:
-        ask_for_dataset(hub_id)
-        from datasets import load_dataset  # slow to import, and only needed here
-
-        rows = load_dataset(hub_id, configuration, split=HUB_SPLITS[split], streaming=True)
-        for row in rows:
-            yield row[column]
-    except (OSError, ConnectionError) as error:
-        raise OSError(
-            f"text {name!r} ({hub_id}) could not be read from the hub. Without network, use 'docs' "
-            "or the path of a .txt or .parquet file."
-        ) from error
-
-
-def _joined(rows: Iterator[str], size: int | None) -> Iterator[str]:
-    """Rows as one text: what has `size` characters, then twice as many and so on, then all."""
-    read, length = [], 0
+def _texts(rows: Iterable[dict]) -> Iterator[str]:
+    """The column `text` of a streamed data set: rows that aren't asked for aren't read."""
     for row in rows:
-        read.append(row)
-        length += len(row)
-        if size is not None and length >= size:
-            yield "\n\n".join(read)
-            size *= 2
-    yield "\n\n".join(read)
+        if row["text"] is None:
+            continue
+        if not isinstance(row["text"], str):
+            raise TypeError(f"the column `text` holds {type(row['text']).__name__}")
+        yield row["text"]

@@ -1,14 +1,15 @@
 """Load a model by name: shipped, a local folder, a hub id, or a real shape with random weights."""
 
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.utils import logging
 
 from .compressors.base import require
+from .folders import check_tokenizer, check_weights
 from .hub import ask_for_model
 from .paths import MODELS, local_path
 
@@ -26,7 +27,6 @@ PYTHIA_SHAPES = {
     "EleutherAI/pythia-12b": (5120, 36, 40, 50688),
 }
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 OFFLINE_CHOICES = (
     "'reference' (the shipped model), a local folder (config.json, *.safetensors, tokenizer), "
     "or a shape with random weights such as 'random:EleutherAI/pythia-70m'"
@@ -38,10 +38,10 @@ def load_model(name: str = REFERENCE, device: str | None = None, dtype: torch.dt
 
     `name`: "reference", a local folder, a hub id, or "random:" and a Pythia hub id (the tokenizer
     is then the reference model's). `device` defaults to the GPU if there is one, `dtype` to
-    float32 on CPU and for the reference model, else to the checkpoint's own.
+    float32 on CPU and for the reference model, else to the checkpoint's own (float16 for Pythia).
     Only safetensors are read and remote code is never run. A relative folder is looked for in the
     working directory, then in the repository. ValueError on a wrong argument, OSError if nothing is
-    found.
+    found or a file is missing, broken, or lacks weights.
     """
     _require_name(name)
     device = _device(device)
@@ -50,15 +50,28 @@ def load_model(name: str = REFERENCE, device: str | None = None, dtype: torch.dt
         return _random_model(name.removeprefix(RANDOM), device, dtype), load_tokenizer(REFERENCE)
     if dtype is None:
         dtype = torch.float32 if name == REFERENCE or device.type == "cpu" else "auto"
+    tokenizer = load_tokenizer(name)
     source = _source(name)
+    if isinstance(source, Path):
+        check_weights(source)
     try:
         with _no_progress_bar():
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
             )
-    except (OSError, SafetensorError) as error:
-        raise _not_found(name) from error
-    return model.to(device).eval(), load_tokenizer(name)
+    except (OSError, ValueError) as error:
+        raise _unreadable("model", name, source, error) from error
+    # transformers would go on with random weights
+    random = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if random:
+        what = f"{len(random)} tensors that config.json asks for, {random[0]} among them"
+        raise OSError(f"model {name!r}: its safetensors lack {what}, or have them in other shapes")
+    return model.to(device).eval(), tokenizer
 
 
 def _require_name(name: str) -> None:
@@ -91,22 +104,25 @@ def _no_progress_bar():
 def load_tokenizer(name: str = REFERENCE):
     """The tokenizer that belongs to `name`; OSError if nothing is found."""
     _require_name(name)
+    source = _source(name)
+    if isinstance(source, Path):
+        check_tokenizer(source)
     try:
-        return AutoTokenizer.from_pretrained(_source(name), trust_remote_code=False)
-    except OSError as error:
-        raise _not_found(name) from error
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _unreadable("tokenizer of model", name, source, error) from error
 
 
-def _source(name: str) -> str:
+def _source(name: str) -> Path | str:
+    """A local folder, or a hub id that the hub has; OSError if `name` is neither."""
     if name == REFERENCE:
-        return str(MODELS / "reference")
+        return MODELS / "reference"
     folder = local_path(name)
     if (folder / "config.json").is_file():
-        # transformers would make up an empty tokenizer for a folder without one
-        if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-            raise OSError(f"model {name!r}: none of {', '.join(TOKENIZER_FILES)} in the folder")
-        return str(folder)
-    if folder.is_dir() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        return folder
+    if folder.is_dir():
+        raise OSError(f"model folder {name!r}: no config.json in it. Allowed: {OFFLINE_CHOICES}")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise _not_found(name)  # no hub id: don't ask the network
     if try_to_load_from_cache(name, "config.json") is None:
         try:
@@ -114,6 +130,13 @@ def _source(name: str) -> str:
         except OSError as error:
             raise _not_found(name) from error
     return name
+
+
+def _unreadable(what: str, name: str, source: Path | str, error: Exception) -> OSError:
+    """What to raise where transformers raised `error`."""
+    if isinstance(source, Path) or isinstance(error, ValueError):
+        return OSError(f"{what} {name!r} can't be read: {error}")
+    return _not_found(name)
 
 
 def _not_found(name: str) -> OSError:

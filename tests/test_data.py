@@ -1,6 +1,9 @@
 """Texts by name, and the docstrings of installed packages."""
 
+import re
+import socket
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 
 import datasets
@@ -13,12 +16,23 @@ from transformers import PreTrainedTokenizerFast
 from lib import docs, hub, load_tokens, paths
 from lib.data import HUB_TEXTS
 
+WIKITEXT = "Salesforce/wikitext"
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """A cache folder of the test's own."""
     monkeypatch.setenv("KVLAB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Looking up any host is an error that the test sees, whoever catches it."""
+    looked_up = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **more: looked_up.append(address))
+    yield
+    assert looked_up == []
 
 
 def word_tokenizer(first: str | None = None) -> PreTrainedTokenizerFast:
@@ -55,6 +69,55 @@ def test_nulls_in_a_parquet_file_are_dropped(tmp_path):
     path = tmp_path / "text.parquet"
     pd.DataFrame({"text": ["w5", None, "w3"]}).to_parquet(path)
     assert load_tokens(str(path), word_tokenizer()).tolist() == [5, 3]
+
+
+@pytest.fixture
+def rows_read(monkeypatch):
+    """Every row that `datasets` hands out, in order."""
+    iterate, read = datasets.IterableDataset.__iter__, []
+
+    def counted(dataset):
+        for row in iterate(dataset):
+            read.append(row)
+            yield row
+
+    monkeypatch.setattr(datasets.IterableDataset, "__iter__", counted)
+    return read
+
+
+TEXTS = [f"w{number} w{number + 1}\n  w{number + 2} other words" for number in range(90)]
+
+
+def written(path, texts, rows: int = 8) -> str:
+    """`texts` in a file: one by one in parquet, or joined by blank lines; and its path."""
+    if path.suffix == ".txt":
+        path.write_text("\n\n".join(texts), encoding="utf-8")
+    else:
+        table = pd.DataFrame({"text": texts, "length": [len(text) for text in texts]})
+        table.to_parquet(path, row_group_size=rows)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["text.txt", "text.parquet", "a [1]* ?.txt", "ö[1]*?.parquet"])
+def test_a_file_is_read_no_further_than_needed(tmp_path, rows_read, name):
+    path = written(tmp_path / name, TEXTS)
+    expected = word_tokenizer()("\n\n".join(TEXTS)).input_ids
+    assert load_tokens(path, word_tokenizer()).tolist() == expected
+    everything = len(rows_read)
+    rows_read.clear()
+    assert load_tokens(path, word_tokenizer(), max_tokens=10).tolist() == expected[:10]
+    assert len(rows_read) < everything / 4
+    for max_tokens in (1, 2, 49, 150, 449, 450, 451):
+        tokens = load_tokens(path, word_tokenizer(), max_tokens)
+        assert tokens.tolist() == expected[:max_tokens]
+
+
+def test_line_ends_of_all_systems_are_the_same_text(tmp_path):
+    bytes_tokenizer = Tokenizer(models.BPE({"\n": 0, "a": 1, "\r": 2}, []))
+    bytes_tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_tokenizer)
+    for ends in ("\n", "\r\n", "\r"):
+        (tmp_path / "text.txt").write_bytes(f"a{ends}{ends}a{ends}".encode())
+        assert load_tokens(tmp_path / "text.txt", bytes_tokenizer).tolist() == [1, 0, 0, 1, 0]
 
 
 def test_files_that_hold_no_text_are_refused_by_name(tmp_path):
@@ -116,15 +179,16 @@ def test_a_hub_text_is_streamed_and_no_further_than_needed(monkeypatch, name, sp
             read.append(number)
             yield {"text": f"w{number} w{number}"}
 
-    def fake(hub_id, configuration, split, streaming):
-        asked.append((hub_id, configuration, split, streaming))
+    def fake(hub_id, configuration, split, revision, streaming):
+        asked.append((hub_id, configuration, revision, split, streaming))
         return rows()
 
     monkeypatch.setattr(datasets, "load_dataset", fake)
-    monkeypatch.setattr(hub, "dataset_info", lambda name, timeout: None)
+    monkeypatch.setattr(hub, "dataset_info", lambda name, revision, timeout: None)
     tokens = load_tokens(name, word_tokenizer(), max_tokens=4, split=split)
     assert tokens.tolist() == [0, 0, 1, 1]
-    assert asked == [(*HUB_TEXTS[name][:2], hub_split, True)]
+    text = HUB_TEXTS[name]
+    assert asked == [(text.hub_id, text.configuration, text.revision, hub_split, True)]
     assert len(read) < 20
     read.clear()
     assert len(load_tokens(name, word_tokenizer(), split=split)) == 100
@@ -136,13 +200,13 @@ def test_a_hub_text_is_read_until_it_has_enough_tokens(monkeypatch, pad):
     """However few tokens its characters make."""
     rows = [{"text": f"{pad}w{number}"} for number in range(50)]
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: iter(rows))
-    monkeypatch.setattr(hub, "dataset_info", lambda name, timeout: None)
+    monkeypatch.setattr(hub, "dataset_info", lambda name, revision, timeout: None)
     whole = load_tokens("pg19", word_tokenizer())
     assert load_tokens("pg19", word_tokenizer(), max_tokens=45).tolist() == whole[:45].tolist()
     assert len(load_tokens("pg19", word_tokenizer(), max_tokens=1000)) == len(whole)
 
 
-@pytest.mark.parametrize("error", [ConnectionError, OSError, TimeoutError])
+@pytest.mark.parametrize("error", [ConnectionError, OSError, RuntimeError, TimeoutError])
 @pytest.mark.parametrize(
     "answers", [pytest.param(False, id="no answer"), pytest.param(True, id="lost later")]
 )
@@ -152,8 +216,8 @@ def test_a_hub_text_offline_is_one_clear_error(monkeypatch, error, answers):
     def offline(*args, **kwargs):
         raise error("no route")
 
-    def ask(name, timeout):
-        asked.append((name, timeout))
+    def ask(name, revision, timeout):
+        asked.append((name, revision, timeout))
         if not answers:
             raise error("no route")
 
@@ -163,7 +227,62 @@ def test_a_hub_text_offline_is_one_clear_error(monkeypatch, error, answers):
     )
     with pytest.raises(OSError, match=r"text 'wikitext' \(Salesforce/wikitext\) .* use 'docs'"):
         load_tokens("wikitext", word_tokenizer())
-    assert asked == [("Salesforce/wikitext", 10)]
+    assert asked == [(WIKITEXT, HUB_TEXTS["wikitext"].revision, 10)]
+
+
+WIKITEXT_CARD = """\
+---
+configs:
+- config_name: wikitext-103-raw-v1
+  data_files:
+  - split: test
+    path: wikitext-103-raw-v1/test-*
+- config_name: wikitext-2-raw-v1
+  data_files:
+  - split: test
+    path: wikitext-2-raw-v1/test-*
+  - split: train
+    path: wikitext-2-raw-v1/train-*
+---
+"""
+
+
+@pytest.fixture
+def hub_copy(tmp_path, monkeypatch):
+    """Both data sets in folders laid out as on the hub; the last file of `train` is broken."""
+    monkeypatch.setattr(hub, "dataset_info", lambda name, revision, timeout: None)
+    for name, inside in {"wikitext": "wikitext-2-raw-v1", "pg19": "data"}.items():
+        folder = tmp_path / "hub" / name / inside
+        folder.mkdir(parents=True)
+        written(folder / "test-00000-of-00001.parquet", TEXTS)
+        written(folder / "train-00000-of-00003.parquet", TEXTS[30:50])
+        written(folder / "train-00001-of-00003.parquet", TEXTS[:30])
+        (folder / "train-00002-of-00003.parquet").write_text("no parquet")
+        monkeypatch.setitem(HUB_TEXTS, name, replace(HUB_TEXTS[name], hub_id=str(folder.parent)))
+    other = tmp_path / "hub" / "wikitext" / "wikitext-103-raw-v1"
+    other.mkdir()
+    written(other / "test-00000-of-00001.parquet", ["another configuration"])
+    (tmp_path / "hub" / "wikitext" / "README.md").write_text(WIKITEXT_CARD)
+
+
+@pytest.mark.parametrize("name", ["wikitext", "pg19"])
+def test_the_layout_of_the_hub(hub_copy, rows_read, name):
+    """As `datasets` reads it, but for the network."""
+    heldout = word_tokenizer()("\n\n".join(TEXTS)).input_ids
+    assert load_tokens(name, word_tokenizer()).tolist() == heldout
+    assert [row["text"] for row in rows_read] == TEXTS
+    rows_read.clear()
+    # the broken file is one that isn't reached
+    train = word_tokenizer()("\n\n".join(TEXTS[30:50] + TEXTS[:30])).input_ids
+    tokens = load_tokens(name, word_tokenizer(), max_tokens=30, split="train")
+    assert tokens.tolist() == train[:30]
+    assert 12 * 30 <= sum(len(row["text"]) + 2 for row in rows_read) < 12 * 30 + 50
+    with pytest.raises(OSError, match=f"text '{name}' .* could not be read from the hub"):
+        load_tokens(name, word_tokenizer(), split="train")
+
+
+def test_hub_texts_are_pinned_to_a_commit():
+    assert all(re.fullmatch("[0-9a-f]{40}", text.revision) for text in HUB_TEXTS.values())
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,19 @@
 """Models by name: a local folder, a real shape with random weights, and what is refused."""
 
+import json
 import re
+import shutil
 import socket
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from reference import tiny_ids, tiny_model
-from tokenizers import Tokenizer, models, pre_tokenizers
+from reference import literal_window, nll_of, tiny_ids, tiny_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GPTNeoXForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lib import load_model, load_tokenizer
+from lib import StreamingLLM, evaluate, generate, load_model, load_tokenizer
 from lib.models import PYTHIA_SHAPES
 from lib.paths import MODELS
 
@@ -59,6 +62,169 @@ def test_a_local_folder(tmp_path, no_network, tokenizer, family, model_class, sh
     ids = tiny_ids(1, 9)
     with torch.no_grad():
         assert torch.equal(model(ids).logits, before(ids).logits)
+
+
+TEXT = "Sinks stay in front, and the window of recent tokens moves on: they're parts of one cache. "
+# tokenizer_class and first token in the files of Pythia, of Llama 3 and of Qwen3
+TOKENIZERS = {
+    "neox": ("GPTNeoXTokenizer", ""),
+    "llama": ("PreTrainedTokenizerFast", "<|start|>"),
+    "qwen3": ("Qwen2Tokenizer", ""),
+}
+
+
+def hub_config(model) -> dict:
+    """config.json as on the hub, where rotary parameters still have their older names."""
+    config = json.loads(model.config.to_json_string())
+    rope = config.pop("rope_parameters")
+    config["torch_dtype"] = config.pop("dtype")
+    if config["model_type"] == "gpt_neox":
+        old = {"rotary_pct": rope["partial_rotary_factor"], "rotary_emb_base": rope["rope_theta"]}
+    else:
+        old = {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+        if rope["rope_type"] == "default":
+            old["rope_scaling"] = None
+    return config | old
+
+
+def write_tokenizer(folder: Path, kind: str) -> Tokenizer:
+    """The tokenizer files of a byte-level BPE, and the plain tokenizer."""
+    name, first = TOKENIZERS[kind]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", first] if first else ["<|endoftext|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([TEXT] * 3, trainer)
+    if first:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{first} $A", special_tokens=[(first, 1)]
+        )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": name, "eos_token": "<|endoftext|>", "add_prefix_space": False}
+    config |= {"bos_token": first or "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    if kind == "qwen3":
+        tokenizer.model.save(str(folder))  # vocab.json, merges.txt
+    return tokenizer
+
+
+def as_on_the_hub(folder: Path, family: str, dtype=torch.float32, **config):
+    """A tiny model in shards beside its tokenizer; the model and the plain tokenizer."""
+    model = tiny_model(family, dtype, vocab_size=320, **config)
+    model.save_pretrained(folder, max_shard_size="40KB")
+    (folder / "config.json").write_text(json.dumps(hub_config(model)))
+    return model, write_tokenizer(folder, re.match("neox|llama|qwen3", family)[0])
+
+
+@pytest.mark.parametrize(
+    ("family", "tied"),
+    [("neox_25", False), ("llama_gqa", False), ("llama3", True), ("qwen3", False), ("qwen3", True)],
+)
+def test_the_layout_of_the_hub(tmp_path, no_network, family, tied):
+    before, plain = as_on_the_hub(tmp_path, family, tie_word_embeddings=tied)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len(set(index.values())) > 2
+    assert any("lm_head" in key or "embed_out" in key for key in index) != tied
+    model, tokenizer = load_model(str(tmp_path), device="cpu")
+    assert type(model) is type(before)
+    expected = plain.encode(TEXT).ids
+    assert tokenizer(TEXT).input_ids == expected
+    assert tokenizer.decode(expected, skip_special_tokens=True) == TEXT
+    assert (expected[0] == tokenizer.bos_token_id) == (family in ("llama_gqa", "llama3"))
+    ids = torch.tensor(expected)
+    with torch.no_grad():
+        assert torch.equal(model(ids[None]).logits, before(ids[None]).logits)
+    nll = evaluate(model, ids, StreamingLLM(2, 9), chunk_size=7).nll
+    logits = literal_window(before, ids, 2, 9)
+    assert (nll.double() - nll_of(logits, ids)).abs().max() < 1e-4
+    assert len(ids) > 30
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A good folder, to be copied and broken."""
+    folder = tmp_path_factory.mktemp("whole")
+    as_on_the_hub(folder, "neox_25")
+    return folder
+
+
+SHARD = "model-00002-of-"
+NEITHER = "neither model.safetensors nor model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("broken", "change", "told"),
+    [
+        (SHARD, None, f"model.safetensors.index.json names {SHARD}.*: no such file"),
+        (SHARD, b"cut", rf"model file '.*{SHARD}.*\.safetensors': cut short"),
+        (SHARD, b"version https://git-lfs.github.com/spec/v1\n", f"{SHARD}.*: cut short.*LFS"),
+        ("model", None, NEITHER),
+        ("model", "pytorch_model.bin", f"{NEITHER} in it, and pytorch_model.bin can't be read"),
+        ("model.safetensors.index", b"{", "model.safetensors.index.json': no JSON of"),
+        ("model.safetensors.index", b"[]", "model.safetensors.index.json': no JSON of"),
+        ("model.safetensors.index", b'{"weight_map": 1}', "index.json': no JSON of"),
+        ("tokenizer.json", None, "none of tokenizer.json, tokenizer.model, vocab.json in it"),
+        ("tokenizer.json", b"{", "tokenizer of model '.*' can't be read"),
+        ("config.json", None, "no config.json in it. Allowed: 'reference'"),
+        ("config.json", b"{", "config.json' is not a valid JSON file"),
+        ("config.json", b"{}", "can't be read: Unrecognized model"),
+    ],
+)
+def test_a_broken_folder_names_its_file(
+    tmp_path, no_network, whole, monkeypatch, broken, change, told
+):
+    folder = tmp_path / "broken"
+    shutil.copytree(whole, folder)
+    for file in folder.glob(f"{broken}*"):
+        if change == b"cut":
+            file.write_bytes(file.read_bytes()[:-1])
+        elif isinstance(change, bytes):
+            file.write_bytes(change)
+        else:
+            file.unlink()
+    if isinstance(change, str):
+        (folder / change).write_bytes(b"")
+    monkeypatch.setattr(torch.nn.Linear, "__init__", lambda *a, **k: pytest.fail("work was begun"))
+    with pytest.raises(OSError, match=told) as refusal:
+        load_model(str(folder), device="cpu")
+    assert str(folder) in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"num_hidden_layers": 3}, "lack 12 tensors that .* asks for, gpt_neox.layers.2.attention"),
+        ({"intermediate_size": 40}, "or have them in other shapes"),
+    ],
+)
+def test_weights_that_do_not_fit_the_config_are_refused(tmp_path, no_network, whole, config, told):
+    """transformers would fill them in at random."""
+    folder = shutil.copytree(whole, tmp_path / "other")
+    before = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(before | config))
+    with pytest.raises(OSError, match=f"model '.*': its safetensors .*{told}"):
+        load_model(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_what_computes_in_the_dtype_of_the_checkpoint(tmp_path, no_network, stored):
+    """On anything but a CPU the checkpoint's dtype stays, and all runs in it as in float32."""
+    as_on_the_hub(tmp_path, "neox_25", stored)
+    assert load_model(str(tmp_path), device="meta")[0].dtype == stored
+    exact, tokenizer = load_model(str(tmp_path), device="cpu")
+    model, _ = load_model(str(tmp_path), device="cpu", dtype=stored)
+    ids = torch.tensor(tokenizer(TEXT).input_ids)
+    expected = evaluate(exact, ids, StreamingLLM(2, 9)).nll
+    dense = evaluate(exact, ids).nll
+    error = (evaluate(model, ids).nll - dense).abs().mean()
+    assert 0 < error < 0.1
+    assert (evaluate(model, ids, StreamingLLM(2, 9)).nll - expected).abs().mean() < 2 * error + 0.02
+    out = generate(model, ids, StreamingLLM(2, 9), max_new_tokens=4)
+    assert out.cache_bytes > 0
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
