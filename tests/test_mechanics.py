@@ -1,0 +1,127 @@
+"""What the cache is seen to do equals a plain simulation of what it should."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from reference import cached_model, distinct_ids, literal, tiny_ids, windows
+
+from lib import FixSizeL2, StreamingLLM
+from lib.mechanics import compare_loops, run_generate, trace, trace_table, watch
+
+LENGTH = 40
+METHOD = StreamingLLM(3, 7)
+
+
+def picture(seen) -> np.ndarray:
+    """(T, T): 1 where query t sees token j."""
+    image = np.zeros((len(seen), len(seen)))
+    for t, row in enumerate(seen):
+        image[t, [j for j, _ in row]] = 1
+    return image
+
+
+@pytest.mark.parametrize("family", ["neox_25", "llama_gqa"])
+@pytest.mark.parametrize("buffer", [0, 5])
+@pytest.mark.parametrize("positions", ["in_cache", "original"])
+def test_the_picture_is_a_simulated_window(family, buffer, positions):
+    watched = watch(cached_model(family), tiny_ids(LENGTH), METHOD, buffer, positions)
+    expected = windows(LENGTH, 3, 7, positions, buffer)
+    assert (watched.seen == picture(expected)).all()
+    for tokens, distances in zip(watched.tokens, watched.distances, strict=True):
+        for head in range(len(tokens)):
+            found = zip(tokens[head].tolist(), distances[head].tolist(), strict=True)
+            assert sorted(found) == sorted(expected[-1])
+
+
+@pytest.mark.parametrize("positions", ["in_cache", "original"])
+def test_the_picture_of_a_norm_method_is_that_of_a_plain_loop(positions):
+    """Every head keeps the last 4 tokens and, of the others, the 4 of lowest norm."""
+    model, ids = cached_model("neox_25"), distinct_ids(24)
+    image, held = np.zeros((24, 24)), {}
+
+    def see(t, layer, head):
+        tokens = held.setdefault((layer, head), [])
+        tokens.append(t)
+        image[t, tokens] += 1 / 4  # two layers of two heads
+        if positions == "original":
+            looks = [(j, t - j) for j in tokens]
+        else:
+            looks = [(j, len(tokens) - 1 - place) for place, j in enumerate(tokens)]
+        last[layer, head] = looks
+        return looks
+
+    def after(t, layer, keys):
+        for head in range(2):
+            older, recent = held[layer, head][:-4], held[layer, head][-4:]
+            older = sorted(older, key=lambda j: keys[j, head].norm().item())[:4]
+            held[layer, head] = sorted(older) + recent
+
+    last = {}
+    literal(model, ids, see, after)
+    watched = watch(model, ids, FixSizeL2(8, 0.5, skip_layers=()), positions=positions)
+    assert np.allclose(watched.seen, image)
+    assert set(np.unique(image[-1])) > {0, 1}  # the heads choose unlike each other
+    for (layer, head), looks in last.items():
+        tokens, distances = watched.tokens[layer][head], watched.distances[layer][head]
+        assert list(zip(tokens.tolist(), distances.tolist(), strict=True)) == looks
+
+
+def test_watching_changes_nothing():
+    from lib import CompressedCache
+    from lib.mechanics import WatchedCache
+
+    model, ids = cached_model("neox_50"), tiny_ids(1, LENGTH)
+    caches = (kind(model, METHOD, 5) for kind in (CompressedCache, WatchedCache))
+    with torch.no_grad():
+        one, other = (
+            torch.cat([model(ids[:, t : t + 1], past_key_values=c).logits for t in range(LENGTH)])
+            for c in caches
+        )
+    assert torch.allclose(one, other, atol=1e-12)
+
+
+@pytest.mark.parametrize("buffer", [0, 5])
+def test_the_trace_is_that_of_a_simulated_window(buffer):
+    """Before query t the window holds all it sees but itself."""
+    settings = {"baseline": (None, 0), "ours": (METHOD, buffer)}
+    traced = trace(cached_model("neox_25"), tiny_ids(LENGTH), settings)
+    held = [len(row) - 1 for row in windows(LENGTH, 3, 7, buffer=buffer)]
+    ours, baseline = (traced[traced.cache == name] for name in ("ours", "baseline"))
+    assert ours.held.tolist() == held[1:]
+    assert ours.evictions.tolist() == np.cumsum(np.diff(held) < 1).tolist()
+    assert (ours.evicted == ours.step - ours.held).all()
+    assert baseline.held.tolist() == list(range(1, LENGTH))
+    assert not baseline.evictions.any()
+
+
+def test_the_table_of_a_sawtooth():
+    held, evictions = [1, 2, 3, 4, 2, 3, 4, 2], [0, 0, 0, 0, 1, 1, 1, 2]
+    traced = pd.DataFrame({"cache": "lazy", "step": range(1, 9), "held": held})
+    traced = traced.assign(evictions=evictions, evicted=traced.step - traced.held)
+    row = trace_table(traced, 2).iloc[0]
+    assert (row.steps, row.shortest, row.longest) == (8, 2, 4)
+    assert row.mean_held == pytest.approx(20 / 7)
+    assert (row.evictions, row.evicted, row.tokens_per_eviction) == (2, 6, 3)
+
+
+@pytest.mark.parametrize("buffer", [0, 5])
+def test_lengths_and_evictions_under_generate(buffer):
+    """After a prompt of 12 each forward pass adds a token; the last one chosen is not fed."""
+    tokens, lengths, evictions = run_generate(
+        cached_model("llama"), tiny_ids(12), METHOD, 20, buffer
+    )
+    held = [len(row) - 1 for row in windows(12 + 20, 3, 7, buffer=buffer)]
+    assert len(tokens) == 20
+    assert lengths == held[12:]
+    assert evictions == (np.diff(held) < 1).sum()
+
+
+def test_both_loops_agree():
+    settings = {"baseline": (None, 0), "lazy": (METHOD, 5), "norms": (FixSizeL2(8), 0)}
+    table = compare_loops(cached_model("neox_25"), tiny_ids(3, 15), settings, 20)
+    assert table["same_tokens_%"].tolist() == [100, 100, 100]
+    assert table.same_lengths.all()
+    assert table.longest_generate.tolist()[:2] == [34, 15]
+    assert (table.evictions_manual == table.evictions_generate).all()
+    assert table.evictions_generate[1] == 4  # 34 tokens fed, the 16th, 22nd, 28th, 34th cut
