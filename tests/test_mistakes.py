@@ -1,0 +1,204 @@
+"""Each mistake equals a literal loop that makes just that mistake, and nothing else is wrong."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from reference import cached_model, distinct_ids, literal, nll_of, tiny_ids
+
+from lib import FixSizeL2, L2Compress, StreamingLLM, evaluate, mistakes
+from lib.mistakes import Case, DenseInChunk, EagerEviction, HookInEveryLayer, LengthOfLayer0, Run
+
+START, RECENT, LENGTH = 2, 6, 41
+METHOD = StreamingLLM(START, RECENT)
+CHUNKS = [1, 3, 8, 16, 40]
+
+
+def cut(held: list[int]) -> list[int]:
+    return held if len(held) <= START + RECENT else held[:START] + held[-RECENT:]
+
+
+def chunks(size: int) -> list[range]:
+    """The last token is only predicted, never fed."""
+    return [range(i, min(i + size, LENGTH - 1)) for i in range(0, LENGTH - 1, size)]
+
+
+def literal_nll(model, ids, seen: dict[int, list[int]]) -> torch.Tensor:
+    """NLL where query t sees the tokens `seen[t]`, at their distances in the text."""
+    seen = seen | {LENGTH - 1: [LENGTH - 1]}
+    return nll_of(literal(model, ids, lambda t, *_: [(j, t - j) for j in seen[t]]), ids)
+
+
+@pytest.mark.parametrize("family", ["neox_25", "llama_gqa"])
+@pytest.mark.parametrize("size", CHUNKS)
+def test_eager_eviction(family, size):
+    held, seen = [], {}
+    for chunk in chunks(size):
+        held = cut(held + list(chunk))  # before attention
+        seen |= {t: [j for j in held if j <= t] for t in chunk}
+    model, ids = cached_model(family), tiny_ids(LENGTH)
+    nll = mistakes.run(model, ids, lambda: EagerEviction(model, METHOD), size).nll[0]
+    assert (nll - literal_nll(model, ids, seen)).abs().max() < 1e-5
+
+
+def test_eager_eviction_of_single_tokens_is_a_window_one_shorter():
+    model, ids = cached_model("neox_25"), tiny_ids(LENGTH)
+    nll = mistakes.run(model, ids, lambda: EagerEviction(model, METHOD)).nll[0]
+    shorter = evaluate(model, ids, StreamingLLM(START, RECENT - 1), positions="original").nll
+    assert (nll - shorter).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("family", ["neox_25", "llama_gqa"])
+@pytest.mark.parametrize("size", CHUNKS)
+def test_dense_within_the_chunk(family, size):
+    held, seen = [], {}
+    for chunk in chunks(size):
+        seen |= {t: held + list(range(chunk.start, t + 1)) for t in chunk}
+        held = cut(held + list(chunk))  # after it
+    model, ids = cached_model(family), tiny_ids(LENGTH)
+    nll = mistakes.run(model, ids, lambda: DenseInChunk(model, METHOD), size).nll[0]
+    assert (nll - literal_nll(model, ids, seen)).abs().max() < 1e-5
+
+
+def test_hooks_in_every_layer():
+    """After each layer's attention, every layer keeps the 80% of lowest norm of what it has."""
+    model, ids = cached_model("neox_25"), distinct_ids(LENGTH)
+    held, norms, cuts = {}, {}, np.zeros(2, int)
+
+    def see(t, layer, head):
+        held.setdefault((layer, head), []).append(t)
+        return [(j, t - j) for j in held[layer, head]]
+
+    def after(t, layer, keys):
+        norms[layer] = keys.norm(dim=-1)
+        for (one, head), tokens in held.items():
+            kept = math.ceil(0.8 * len(tokens) - 1e-9)
+            cuts[one] += head == 0 and kept < len(tokens) and t < LENGTH - 1
+            held[one, head] = sorted(tokens, key=lambda j: norms[one][j, head].item())[:kept]
+
+    expected = nll_of(literal(model, ids, see, after), ids)
+    method = L2Compress(0.8, 0, ())
+    run = mistakes.run(model, ids, lambda: HookInEveryLayer(model, method))
+    assert (run.nll[0] - expected).abs().max() < 1e-5
+    assert run.held == 4  # 80% of 5, again and again
+    assert run.cuts == cuts.max()
+    assert run.asked == (LENGTH - 1) * 4 - 1  # at the first hook there is but one layer
+    assert not any(module._forward_hooks for name, module in model.named_modules() if name)
+
+
+def test_hooks_with_a_fixed_size_change_nothing():
+    model, ids = cached_model("llama"), tiny_ids(2, LENGTH)
+    nll = mistakes.run(model, ids, lambda: HookInEveryLayer(model, METHOD)).nll
+    right = evaluate(model, ids, METHOD, positions="original").nll
+    assert (nll - right).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_length_of_layer_0(size):
+    """Layer 0 keeps 8 tokens, layer 1 all; both stand where layer 0's length says."""
+    model, ids = cached_model("neox_25"), distinct_ids(LENGTH)
+    held, starts = {}, {}
+
+    def place(t):
+        chunk = t - t % size
+        starts.setdefault(chunk, len(held.get((0, 0), [])))
+        return starts[chunk] + t % size
+
+    places = {}
+
+    def see(t, layer, head):
+        places.setdefault(t, place(t))
+        held.setdefault((layer, head), []).append(t)
+        return [(j, places[t] - places[j]) for j in held[layer, head]]
+
+    def after(t, layer, keys):
+        if layer == 1 or (t + 1) % size:
+            return
+        for head in range(2):
+            older, recent = held[layer, head][:-4], held[layer, head][-4:]
+            older = sorted(older, key=lambda j: keys[j, head].norm().item())[:4]
+            held[layer, head] = sorted(older) + recent
+
+    expected = nll_of(literal(model, ids, see, after), ids)
+    method = FixSizeL2(8, 0.5, skip_layers=(1,))
+    run = mistakes.run(model, ids, lambda: LengthOfLayer0(model, method), size)
+    assert (run.nll[0] - expected).abs().max() < 1e-5
+    assert max(places.values()) == 8 + size - 1  # it stood still
+    assert run.held == (8 + LENGTH - 1) / 2 if size == 1 else True
+
+
+@pytest.mark.parametrize("positions", ["in_cache", "original"])
+def test_unsorted(positions):
+    """Kept tokens lie by norm, highest first, so the last places are not the recent tokens."""
+    model, ids = cached_model("neox_25"), distinct_ids(LENGTH)
+    held, lost = {}, []
+
+    def see(t, layer, head):
+        tokens = held.setdefault((layer, head), [])
+        tokens.append(t)
+        lost.append(t - 3 not in tokens)  # it is one of the four recent ones
+        if positions == "original":
+            return [(j, t - j) for j in tokens]
+        return [(j, len(tokens) - 1 - place) for place, j in enumerate(tokens)]
+
+    def after(t, layer, keys):
+        for head in range(2):
+            tokens, norms = held[layer, head], keys[:, head].norm(dim=-1)
+            if len(tokens) > 8:
+                older = sorted(tokens[:-4], key=lambda j: -norms[j].item())[:4]
+                kept = older + tokens[-4:]
+                held[layer, head] = sorted(kept, key=lambda j: -norms[j].item())
+
+    expected = nll_of(literal(model, ids, see, after), ids)
+    method = mistakes.Unsorted(FixSizeL2(8, 0.5, "keep_high", ()))
+    nll = evaluate(model, ids, method, 1, positions).nll
+    assert (nll - expected).abs().max() < 1e-5
+    assert any(lost[4:])
+
+
+def test_by_chunk():
+    model, ids = cached_model("neox_25"), tiny_ids(2, LENGTH)
+    table = mistakes.by_chunk(model, ids, METHOD, [1, 5, 40], 10).set_index(["way", "chunk_size"])
+    right, dense = (
+        evaluate(model, ids, method, positions="original").nll[:, 10:].mean().exp().item()
+        for method in (METHOD, None)
+    )
+    assert table.ppl["exact"].tolist() == pytest.approx([right] * 3, rel=1e-5)
+    own = table.ppl["dense within the chunk"]
+    assert own[1] == pytest.approx(right, rel=1e-5)
+    assert own[40] == pytest.approx(dense, rel=1e-5)
+    assert np.allclose(table.ratio, table.ppl / right, rtol=1e-5)
+
+
+def test_the_table_of_mistakes():
+    def one(nll, speed, chunk_size):
+        return Run(torch.tensor(nll), np.array(speed), 8.0, 0, 3, chunk_size)
+
+    wrong = one([[9.0, 2.0, 3.0], [9.0, 1.0, 2.0]], [1.0, 2.0, 3.0, 4.0, 5.0], 1)
+    right = one([[0.0, 1.0, 2.0], [0.0, 1.0, 1.0]], [7.0], 4)
+    case = Case("because", None, None, 1, 4)
+    row = mistakes.mistake_table({"it": (wrong, right)}, {"it": case}, 1).iloc[0]
+    assert (row.mistake, row.why) == ("it", "because")
+    assert row.ppl == pytest.approx(math.exp(2))
+    assert row.right_ppl == pytest.approx(math.exp(1.25))
+    assert row.ratio == pytest.approx(math.exp(0.75))
+    half = 12.7062 * 0.25  # Student's t, one degree of freedom; differences 1 and 0.5
+    assert row.ratio_high == pytest.approx(math.exp(0.75 + half), rel=1e-4)
+    assert (row.tokens_per_s_q1, row.tokens_per_s, row.tokens_per_s_q3) == (2, 3, 4)
+    assert (row.right_tokens_per_s, row.right_chunk_size, row.n_tokens) == (7, 4, 4)
+
+
+def test_every_case_runs_and_its_right_way_is_right():
+    model, ids = cached_model("neox_25"), tiny_ids(2, LENGTH)
+    cases = mistakes.cases(model, 12, 2, 6, 3)
+    runs = mistakes.run_cases(model, ids, ids, cases)
+    assert list(runs) == list(cases)
+    original = evaluate(model, ids, StreamingLLM(2, 10), positions="original").nll
+    turned = evaluate(model, ids, StreamingLLM(2, 10)).nll
+    for name in ("cut before attention", "dense within the chunk", "hooks, fixed size"):
+        assert (runs[name][1].nll - original).abs().max() < 1e-5
+    assert (runs["keys not turned"][0].nll - original).abs().max() < 1e-5
+    assert (runs["keys not turned"][1].nll - turned).abs().max() < 1e-5
+    quarters = math.ceil((LENGTH - 1) / 3)  # of the budget; the first three tokens stay: 80% is 3
+    assert runs["hooks, share kept"][1].cuts == quarters - 1
