@@ -51,7 +51,7 @@ def test_the_picture_of_a_norm_method_is_that_of_a_plain_loop(positions):
         last[layer, head] = looks
         return looks
 
-    def after(t, layer, keys):
+    def after(t, layer, keys, _):
         for head in range(2):
             older, recent = held[layer, head][:-4], held[layer, head][-4:]
             older = sorted(older, key=lambda j: keys[j, head].norm().item())[:4]

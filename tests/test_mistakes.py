@@ -70,7 +70,7 @@ def test_hooks_in_every_layer():
         held.setdefault((layer, head), []).append(t)
         return [(j, t - j) for j in held[layer, head]]
 
-    def after(t, layer, keys):
+    def after(t, layer, keys, _):
         norms[layer] = keys.norm(dim=-1)
         for (one, head), tokens in held.items():
             kept = math.ceil(0.8 * len(tokens) - 1e-9)
@@ -112,7 +112,7 @@ def test_length_of_layer_0(size):
         held.setdefault((layer, head), []).append(t)
         return [(j, places[t] - places[j]) for j in held[layer, head]]
 
-    def after(t, layer, keys):
+    def after(t, layer, keys, _):
         if layer == 1 or (t + 1) % size:
             return
         for head in range(2):
@@ -142,7 +142,7 @@ def test_unsorted(positions):
             return [(j, t - j) for j in tokens]
         return [(j, len(tokens) - 1 - place) for place, j in enumerate(tokens)]
 
-    def after(t, layer, keys):
+    def after(t, layer, keys, _):
         for head in range(2):
             tokens, norms = held[layer, head], keys[:, head].norm(dim=-1)
             if len(tokens) > 8:
