@@ -4,7 +4,7 @@ Measured, not computed from the rules: every value carries its token's index alo
 the cache does, and a key's place is read off its rotation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,7 +88,7 @@ def trace_table(traced: pd.DataFrame, first: int) -> pd.DataFrame:
         row = {"cache": name, "steps": len(part), "shortest": full.held.min()}
         row |= {"mean_held": full.held.mean(), "longest": full.held.max()}
         row |= {"evictions": last.evictions, "evicted": last.evicted}
-        cut = last.evicted / last.evictions if last.evictions else 0.0
+        cut = last.evicted / last.evictions if last.evictions else np.nan
         rows.append(row | {"tokens_per_eviction": cut})
     return pd.DataFrame(rows)
 
@@ -110,10 +110,15 @@ def watch(
     buffer: int = 0,
     positions: str = "in_cache",
 ) -> Watched:
-    """Feed `ids` (T,) one by one and note what each step sees."""
+    """Feed `ids` (T,) one by one, at most `REBASE_EVERY` tokens, and note what each step sees.
+
+    ValueError for methods that score tokens by their values, which carry the index here.
+    """
     ids = check_ids(model, ids, 1)
     total = ids.shape[1]
     require(total <= REBASE_EVERY, "tokens", total, f"at most {REBASE_EVERY}")
+    blind = compressor.name not in ("lagkv", "kvpress", "pyramid")
+    require(blind, "compressor", compressor, "a method that does not look at the values")
     cache = WatchedCache(model, compressor, buffer, positions)
     seen = np.zeros((total, total))
     for step in range(total):
@@ -155,26 +160,28 @@ def run_generate(
 def compare_loops(
     model, prompts: torch.Tensor, settings: Mapping[str, Setting], new_tokens: int
 ) -> pd.DataFrame:
-    """`lib.generate` and `model.generate()` on `prompts` (n, T), each alone: a row per setting."""
-    rows = []
+    """`lib.generate` and `model.generate()` on `prompts` (n, T), each alone: a row per setting.
+
+    Lengths are compared after every forward pass, evictions summed over the prompts;
+    `as_<first>_%` is the share of tokens that are those of the first setting.
+    """
+    rows, yardstick = [], []
     for name, (compressor, buffer) in settings.items():
-        pairs = []
-        for prompt in prompts:
-            manual = generate(model, prompt, compressor, new_tokens, buffer=buffer)
-            pairs.append((manual, *run_generate(model, prompt, compressor, new_tokens, buffer)))
-        same = [(manual.tokens == tokens).float().mean() for manual, tokens, *_ in pairs]
-        manual, _, lengths, evictions = pairs[-1]
-        rows.append(
-            {
-                "cache": name,
-                "n_prompts": len(prompts),
-                "new_tokens": len(prompts) * new_tokens,
-                "same_tokens_%": 100 * float(np.mean(same)),
-                "same_lengths": all(one.cache_lengths == other for one, _, other, _ in pairs),
-                "longest_manual": max(manual.cache_lengths),
-                "longest_generate": max(lengths),
-                "evictions_manual": manual.evictions,
-                "evictions_generate": evictions,
-            }
-        )
+        manual = [generate(model, x, compressor, new_tokens, buffer=buffer) for x in prompts]
+        own = [run_generate(model, x, compressor, new_tokens, buffer) for x in prompts]
+        tokens, lengths, evictions = zip(*own, strict=True)
+        yardstick = yardstick or tokens
+        same = [one.cache_lengths == other for one, other in zip(manual, lengths, strict=True)]
+        row = {"cache": name, "n_prompts": len(prompts), "new_tokens": len(prompts) * new_tokens}
+        row["same_tokens_%"] = _agreement([one.tokens for one in manual], tokens)
+        row |= {"same_lengths": all(same), "longest": max(map(max, lengths))}
+        row["evictions_manual"] = sum(one.evictions for one in manual)
+        row["evictions_generate"] = sum(evictions)
+        row[f"as_{next(iter(settings))}_%"] = _agreement(tokens, yardstick)
+        rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _agreement(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> float:
+    """Percent of tokens that are the same."""
+    return 100 * float((torch.cat(tuple(some)) == torch.cat(tuple(others))).double().mean())

@@ -4,10 +4,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from reference import cached_model, distinct_ids, literal, tiny_ids, windows
+from methods_reference import heavy_hitters, tova
+from reference import (
+    cached_model,
+    distinct_ids,
+    literal,
+    literal_attended,
+    own_generate,
+    tiny_ids,
+    windows,
+)
 
-from lib import FixSizeL2, StreamingLLM
-from lib.mechanics import compare_loops, run_generate, trace, trace_table, watch
+from lib import H2O, TOVA, CompressedCache, FixSizeL2, LagKV, StreamingLLM, mechanics
+from lib.mechanics import WatchedCache, compare_loops, run_generate, trace, trace_table, watch
 
 LENGTH = 40
 METHOD = StreamingLLM(3, 7)
@@ -67,10 +76,35 @@ def test_the_picture_of_a_norm_method_is_that_of_a_plain_loop(positions):
         assert list(zip(tokens.tolist(), distances.tolist(), strict=True)) == looks
 
 
-def test_watching_changes_nothing():
-    from lib import CompressedCache
-    from lib.mechanics import WatchedCache
+@pytest.mark.parametrize(
+    ("method", "keep"),
+    [
+        (TOVA(8), lambda held, given: tova(held, given, 8)),
+        (H2O(5, 3), lambda held, given: heavy_hitters(held, given, 5, 3)),
+    ],
+    ids=["tova", "h2o"],
+)
+def test_the_picture_of_a_method_that_scores_by_attention(method, keep):
+    model, ids, image = cached_model("neox_25"), tiny_ids(24), np.zeros((24, 24))
+    image[0, 0] = 1
 
+    def noted(held, given, _):
+        kept, step = keep(held, given), len(given[0])  # the next one
+        for tokens in kept:
+            if step < 24:
+                image[step, [*tokens, step]] += 1 / 4  # two layers of two heads
+        return kept
+
+    literal_attended(model, ids, noted, range(24))
+    assert np.allclose(watch(model, ids, method).seen, image)
+
+
+def test_methods_that_look_at_values_are_refused():
+    with pytest.raises(ValueError, match="values"):
+        watch(cached_model("neox_25"), tiny_ids(8), LagKV())
+
+
+def test_watching_changes_nothing():
     model, ids = cached_model("neox_50"), tiny_ids(1, LENGTH)
     caches = (kind(model, METHOD, 5) for kind in (CompressedCache, WatchedCache))
     with torch.no_grad():
@@ -119,9 +153,34 @@ def test_lengths_and_evictions_under_generate(buffer):
 
 def test_both_loops_agree():
     settings = {"baseline": (None, 0), "lazy": (METHOD, 5), "norms": (FixSizeL2(8), 0)}
-    table = compare_loops(cached_model("neox_25"), tiny_ids(3, 15), settings, 20)
+    model, prompts = cached_model("neox_25"), tiny_ids(3, 15)
+    table = compare_loops(model, prompts, settings, 20)
     assert table["same_tokens_%"].tolist() == [100, 100, 100]
     assert table.same_lengths.all()
-    assert table.longest_generate.tolist()[:2] == [34, 15]
+    assert table.longest.tolist()[:2] == [34, 15]
     assert (table.evictions_manual == table.evictions_generate).all()
-    assert table.evictions_generate[1] == 4  # 34 tokens fed, the 16th, 22nd, 28th, 34th cut
+    # 34 tokens of each prompt are fed, the 16th, 22nd, 28th, 34th cut
+    assert table.evictions_generate.tolist()[:2] == [0, 3 * 4]
+    new = [
+        torch.cat([own_generate(model, x, 20, cache(model))[0][0] for x in prompts])
+        for cache in (lambda _: None, lambda model: CompressedCache(model, METHOD, 5))
+    ]
+    expected = [100, 100 * (new[0] == new[1]).double().mean().item()]
+    assert table["as_baseline_%"].tolist()[:2] == pytest.approx(expected)
+
+
+def test_loops_that_differ_are_told_apart(monkeypatch):
+    """For one of two prompts a token, a length and the number of evictions are changed."""
+    prompts, own = tiny_ids(2, 15), run_generate
+
+    def wrong(model, ids, *args):
+        tokens, lengths, evictions = own(model, ids, *args)
+        if torch.equal(ids, prompts[0]):
+            return tokens, lengths, evictions
+        return tokens + (torch.arange(10) == 3), [*lengths[:-1], 7], evictions - 1
+
+    monkeypatch.setattr(mechanics, "run_generate", wrong)
+    row = compare_loops(cached_model("neox_25"), prompts, {"ours": (METHOD, 0)}, 10).iloc[0]
+    assert row["same_tokens_%"] == pytest.approx(95)
+    assert not row.same_lengths
+    assert row.evictions_manual - row.evictions_generate == 1
