@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from .cache import REBASE_EVERY, CompressedCache
@@ -26,7 +25,10 @@ Setting = tuple[Compressor | None, int]  # a method (None: the baseline) and its
 
 
 class WatchedCache(CompressedCache):
-    """A `CompressedCache` whose values have one more dimension, unknown to attention: the token."""
+    """A `CompressedCache` whose values have two more dimensions, unknown to attention: the token.
+
+    Its index is split in two, since bfloat16 knows whole numbers to 256 only.
+    """
 
     def __init__(self, model, compressor: Compressor, buffer: int = 0, positions: str = "in_cache"):
         super().__init__(model, compressor, buffer, positions)
@@ -37,15 +39,16 @@ class WatchedCache(CompressedCache):
         self.query = 0  # position of the last step's token
 
     def update(self, key_states, value_states, layer_idx: int, *args, **kwargs):
-        token, place = self.seen, self.position
-        key, value = super().update(
-            key_states, pad(value_states, (0, 1), value=token), layer_idx, *args, **kwargs
-        )
+        index, place = value_states.new_tensor(divmod(self.seen, 256)), self.position
+        index = index.expand(*value_states.shape[:-1], 2)
+        marked = torch.cat((value_states, index), dim=-1)
+        key, value = super().update(key_states, marked, layer_idx, *args, **kwargs)
         self.query = place
-        self.tokens[layer_idx] = value[0, ..., -1].long()
+        high, low = value[0, ..., -2:].long().unbind(-1)
+        self.tokens[layer_idx] = 256 * high + low
         self.keys[layer_idx] = key[0].clone()
         self.plain[layer_idx].append(self.angles.turn(key_states, -place)[0, :, 0])
-        return key, value[..., :-1]
+        return key, value[..., :-2]
 
     def distances(self, layer_idx: int) -> torch.Tensor:
         """Distance (H, S) at which the last step's query saw each token, by the key's rotation."""

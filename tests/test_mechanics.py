@@ -12,6 +12,7 @@ from reference import (
     literal_attended,
     own_generate,
     tiny_ids,
+    tiny_model,
     windows,
 )
 
@@ -41,6 +42,15 @@ def test_the_picture_is_a_simulated_window(family, buffer, positions):
         for head in range(len(tokens)):
             found = zip(tokens[head].tolist(), distances[head].tolist(), strict=True)
             assert sorted(found) == sorted(expected[-1])
+
+
+def test_the_picture_in_bfloat16():
+    model, length = tiny_model("neox_50", torch.bfloat16), 300
+    watched = watch(model, tiny_ids(length), METHOD, 5)
+    expected = windows(length, 3, 7, buffer=5)
+    assert (watched.seen == picture(expected)).all()
+    found = zip(watched.tokens[1][0].tolist(), watched.distances[1][0].tolist(), strict=True)
+    assert sorted(found) == sorted(expected[-1])
 
 
 @pytest.mark.parametrize("positions", ["in_cache", "original"])
