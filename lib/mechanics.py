@@ -24,7 +24,7 @@ from .rope import Rope, find_rope
 Setting = tuple[Compressor | None, int]  # a method (None: the baseline) and its buffer
 
 
-class WatchedCache(CompressedCache):
+class MarkedCache(CompressedCache):
     """A `CompressedCache` whose values have two more dimensions, unknown to attention: the token.
 
     Its index is split in two, since bfloat16 knows whole numbers to 256 only.
@@ -97,8 +97,8 @@ def trace_table(traced: pd.DataFrame, first: int) -> pd.DataFrame:
 
 
 @dataclass
-class Watched:
-    """What `watch` returns for a text of T tokens, fed one by one."""
+class Followed:
+    """What `follow` returns for a text of T tokens, fed one by one."""
 
     seen: np.ndarray  # (T, T): share of all heads in which step t saw token j
     tokens: list[np.ndarray]  # what the last step saw, per layer (H, S)
@@ -106,13 +106,13 @@ class Watched:
 
 
 @torch.no_grad()
-def watch(
+def follow(
     model,
     ids: torch.Tensor,
     compressor: Compressor,
     buffer: int = 0,
     positions: str = "in_cache",
-) -> Watched:
+) -> Followed:
     """Feed `ids` (T,) one by one, at most `REBASE_EVERY` tokens, and note what each step sees.
 
     ValueError for methods that score tokens by their values, which carry the index here.
@@ -122,7 +122,7 @@ def watch(
     require(total <= REBASE_EVERY, "tokens", total, f"at most {REBASE_EVERY}")
     blind = compressor.name not in ("lagkv", "kvpress", "pyramid")
     require(blind, "compressor", compressor, "a method that does not look at the values")
-    cache = WatchedCache(model, compressor, buffer, positions)
+    cache = MarkedCache(model, compressor, buffer, positions)
     seen = np.zeros((total, total))
     for step in range(total):
         model(input_ids=ids[:, step : step + 1], past_key_values=cache, use_cache=True)
@@ -130,7 +130,7 @@ def watch(
         seen[step] = counts / sum(len(x) for x in cache.tokens)
     tokens = [x.cpu().numpy() for x in cache.tokens]
     distances = [cache.distances(i).cpu().numpy() for i in range(len(tokens))]
-    return Watched(seen, tokens, distances)
+    return Followed(seen, tokens, distances)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from reference import (
 )
 
 from lib import H2O, TOVA, CompressedCache, FixSizeL2, LagKV, StreamingLLM, mechanics
-from lib.mechanics import WatchedCache, compare_loops, run_generate, trace, trace_table, watch
+from lib.mechanics import MarkedCache, compare_loops, follow, run_generate, trace, trace_table
 
 LENGTH = 40
 METHOD = StreamingLLM(3, 7)
@@ -35,10 +35,10 @@ def picture(seen) -> np.ndarray:
 @pytest.mark.parametrize("buffer", [0, 5])
 @pytest.mark.parametrize("positions", ["in_cache", "original"])
 def test_the_picture_is_a_simulated_window(family, buffer, positions):
-    watched = watch(cached_model(family), tiny_ids(LENGTH), METHOD, buffer, positions)
+    followed = follow(cached_model(family), tiny_ids(LENGTH), METHOD, buffer, positions)
     expected = windows(LENGTH, 3, 7, positions, buffer)
-    assert (watched.seen == picture(expected)).all()
-    for tokens, distances in zip(watched.tokens, watched.distances, strict=True):
+    assert (followed.seen == picture(expected)).all()
+    for tokens, distances in zip(followed.tokens, followed.distances, strict=True):
         for head in range(len(tokens)):
             found = zip(tokens[head].tolist(), distances[head].tolist(), strict=True)
             assert sorted(found) == sorted(expected[-1])
@@ -46,10 +46,10 @@ def test_the_picture_is_a_simulated_window(family, buffer, positions):
 
 def test_the_picture_in_bfloat16():
     model, length = tiny_model("neox_50", torch.bfloat16), 300
-    watched = watch(model, tiny_ids(length), METHOD, 5)
+    followed = follow(model, tiny_ids(length), METHOD, 5)
     expected = windows(length, 3, 7, buffer=5)
-    assert (watched.seen == picture(expected)).all()
-    found = zip(watched.tokens[1][0].tolist(), watched.distances[1][0].tolist(), strict=True)
+    assert (followed.seen == picture(expected)).all()
+    found = zip(followed.tokens[1][0].tolist(), followed.distances[1][0].tolist(), strict=True)
     assert sorted(found) == sorted(expected[-1])
 
 
@@ -78,11 +78,11 @@ def test_the_picture_of_a_norm_method_is_that_of_a_plain_loop(positions):
 
     last = {}
     literal(model, ids, see, after)
-    watched = watch(model, ids, FixSizeL2(8, 0.5, skip_layers=()), positions=positions)
-    assert np.allclose(watched.seen, image)
+    followed = follow(model, ids, FixSizeL2(8, 0.5, skip_layers=()), positions=positions)
+    assert np.allclose(followed.seen, image)
     assert set(np.unique(image[-1])) > {0, 1}  # the heads choose unlike each other
     for (layer, head), looks in last.items():
-        tokens, distances = watched.tokens[layer][head], watched.distances[layer][head]
+        tokens, distances = followed.tokens[layer][head], followed.distances[layer][head]
         assert list(zip(tokens.tolist(), distances.tolist(), strict=True)) == looks
 
 
@@ -106,17 +106,17 @@ def test_the_picture_of_a_method_that_scores_by_attention(method, keep):
         return kept
 
     literal_attended(model, ids, noted, range(24))
-    assert np.allclose(watch(model, ids, method).seen, image)
+    assert np.allclose(follow(model, ids, method).seen, image)
 
 
 def test_methods_that_look_at_values_are_refused():
     with pytest.raises(ValueError, match="values"):
-        watch(cached_model("neox_25"), tiny_ids(8), LagKV())
+        follow(cached_model("neox_25"), tiny_ids(8), LagKV())
 
 
-def test_watching_changes_nothing():
+def test_following_changes_nothing():
     model, ids = cached_model("neox_50"), tiny_ids(1, LENGTH)
-    caches = (kind(model, METHOD, 5) for kind in (CompressedCache, WatchedCache))
+    caches = (kind(model, METHOD, 5) for kind in (CompressedCache, MarkedCache))
     with torch.no_grad():
         one, other = (
             torch.cat([model(ids[:, t : t + 1], past_key_values=c).logits for t in range(LENGTH)])
