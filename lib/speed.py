@@ -27,11 +27,11 @@ def measure(
 
     Columns: `prefill` (how the prompt was read, "dense" or "streamed"), `ttft_s`, `tpot_ms`,
     `throughput` (tokens/s of decoding), `attention_ms` (of a token's time, inside the attention),
-    `cache_mib` (allocated for keys and values), `peak_mib` (how far memory grew, in the first repeat),
-    `cache_length` (tokens held at the end, mean over layers) and `limit_%`, the share of the least
-    time in which the machine can read what a token needs. `buffers` gives a method's `buffer` where
-    it has one. Repeats are the outer loop, so that drift of the machine hits all methods alike; a
-    run of each method before them warms up.
+    `cache_mib` (allocated for keys and values), `peak_mib` (how far memory grew; first repeat
+    only), `cache_length` (tokens held at the end, mean over layers) and `limit_%`, the share of the
+    least time in which the machine can read what a token needs. `buffers` gives a method's `buffer`
+    where it has one. Repeats are the outer loop, so that drift of the machine hits all methods
+    alike; a run of each method before them warms up.
     """
     require_int("new_tokens", new_tokens, 2)
     generator = torch.Generator().manual_seed(seed)
