@@ -26,7 +26,7 @@ def mean_ci(values, level: float = 0.95) -> tuple[float, float, float]:
         return mean, mean - half, mean + half
     tail = float(norm.cdf(-far * np.sqrt(n / (n - 1))))
     low, high = np.quantile(values[_resamples(n)].mean(axis=1), [tail, 1 - tail])
-    return mean, float(low), float(high)
+    return mean, min(mean, float(low)), max(mean, float(high))  # for equal values, to the last bit
 
 
 @cache
