@@ -35,6 +35,22 @@ def _resamples(n: int) -> np.ndarray:
     return np.random.default_rng(0).integers(n, size=(10_000, n))
 
 
+def place_table(columns: dict[str, np.ndarray], axes: tuple[str, ...]) -> pd.DataFrame:
+    """A row for each place: `columns` are arrays (N, *places), whose axes are named by `axes`.
+
+    Columns `x`, `x_low`, `x_high` for each: mean and 95% interval over the N texts, and `n_texts`.
+    """
+    first = next(iter(columns.values()))
+    rows = []
+    for place in np.ndindex(first.shape[1:]):
+        row = dict(zip(axes, place, strict=True))
+        for name, values in columns.items():
+            estimate = mean_ci(values[(slice(None), *place)])
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), estimate, strict=True))
+        rows.append(row | {"n_texts": len(first)})
+    return pd.DataFrame(rows)
+
+
 def ppl_ci(nll: torch.Tensor) -> tuple[float, float, float]:
     """Perplexity over all tokens of `nll` (texts, tokens), and its interval over texts."""
     return tuple(float(np.exp(x)) for x in mean_ci(nll.double().mean(-1).numpy()))

@@ -22,6 +22,7 @@ from lib.stats import (
     log_edges,
     mean_ci,
     on_top_of,
+    place_table,
     ppl_ci,
     ppl_ratio_ci,
     summarise,
@@ -130,6 +131,17 @@ def test_the_bootstrap_is_one():
     assert mean_ci(values) == (mean, low, high)  # the same twice
     shifted = mean_ci(10 * values + 3)
     assert shifted == pytest.approx([10 * x + 3 for x in (mean, low, high)])
+
+
+def test_place_table():
+    values = np.arange(12.0).reshape(2, 2, 3) ** 2  # two texts
+    table = place_table({"x": values, "y": -values}, ("layer", "head"))
+    assert len(table) == 6
+    for row in table.itertuples():
+        mean, low, high = mean_ci([values[0, row.layer, row.head], values[1, row.layer, row.head]])
+        assert (row.x, row.x_low, row.x_high) == (mean, low, high)
+        assert (row.y, row.y_low, row.y_high) == pytest.approx((-mean, -high, -low))
+        assert row.n_texts == 2
 
 
 def test_perplexity_intervals():
