@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .compressors.base import require, require_int
-from .docs import SPLITS, docs_text
+from .docs import SPLITS, docs_rows
 from .hub import ask_for_dataset
 from .paths import atomic_path, cache_dir, local_path
 
@@ -75,7 +75,7 @@ def _beginnings(name: str | Path, split: str, max_tokens: int | None) -> Iterato
     """Longer and longer beginnings of a text, the last one whole."""
     size = None if max_tokens is None else 12 * max_tokens
     if name == "docs":
-        return _longer([docs_text(split)], "", size)
+        return _longer(docs_rows(split), "\n", size)
     if name in HUB_TEXTS:
         return _longer(_hub_rows(name, split), "\n\n", size)
     path = local_path(name)

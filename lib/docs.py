@@ -47,6 +47,7 @@ TRAIN = {
 }
 SPLITS = {"heldout": HELDOUT, "train": TRAIN}
 _DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_BLOCKS = (ast.stmt, ast.excepthandler, ast.match_case)
 
 
 def _header(node: ast.AST, module: str) -> str:
@@ -64,7 +65,8 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
     if isinstance(node, (ast.Module, *_DEFINITIONS)):
         yield node
     for child in ast.iter_child_nodes(node):
-        yield from _walk(child)
+        if isinstance(child, _BLOCKS):  # most nodes are expressions, which define nothing
+            yield from _walk(child)
 
 
 def _file_docstrings(path: Path, module: str) -> Iterator[tuple[str, str]]:
@@ -98,10 +100,11 @@ def _package_text(package: str, seen: set[bytes]) -> str:
     return "\n".join(parts)
 
 
-def docs_text(split: str = "heldout") -> str:
-    """Text of one split, `"heldout"` (networkx, sympy) or `"train"`; built once, then cached.
+def docs_rows(split: str = "heldout") -> Iterator[str]:
+    """The text of one split, `"heldout"` (networkx, sympy) or `"train"`, package by package.
 
-    Deterministic for a set of installed versions. Raises ValueError on an unknown split.
+    Joined by line ends it is deterministic for a set of installed versions. Read to its end once,
+    it comes from the cache from then on, as one row. Raises ValueError on an unknown split.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: allowed are {sorted(SPLITS)}")
@@ -110,11 +113,20 @@ def docs_text(split: str = "heldout") -> str:
     recipe = inspect.getsource(sys.modules[__name__])
     key = hashlib.sha256("\n".join([*versions, recipe]).encode()).hexdigest()[:16]
     path = cache_dir() / "text" / f"docs-{split}-{key}.txt"
-    if not path.exists():
-        seen: set[bytes] = set()
-        bar = progress(packages, desc=f"reading docstrings ({split})")
-        text = "\n".join(_package_text(package, seen) for package in bar)
-        with atomic_path(path) as temporary:
-            # lone surrogates can't be written as UTF-8; one package's tests hold some
-            temporary.write_bytes(text.encode("utf-8", errors="replace"))
-    return path.read_bytes().decode("utf-8")
+    if path.exists():
+        yield path.read_bytes().decode("utf-8")
+        return
+    seen: set[bytes] = set()
+    rows = []
+    for package in progress(packages, desc=f"reading docstrings ({split})"):
+        # lone surrogates can't be written as UTF-8; one package's tests hold some
+        text = _package_text(package, seen).encode("utf-8", errors="replace")
+        rows.append(text)
+        yield text.decode("utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"\n".join(rows))
+
+
+def docs_text(split: str = "heldout") -> str:
+    """All of a split's text, see `docs_rows`."""
+    return "\n".join(docs_rows(split))

@@ -398,6 +398,15 @@ def test_docs_text_is_written_once_and_does_not_depend_on_the_order_of_files(pac
     assert tokens.tolist() == [1, 99, 99]
 
 
+def test_packages_that_are_not_asked_for_are_not_read(package, monkeypatch, cache):
+    monkeypatch.setitem(docs.SPLITS, "heldout", {"fake_pkg": "torch", "no_such_pkg": "torch"})
+    assert next(docs.docs_rows("heldout")) == EXPECTED
+    assert load_tokens("docs", word_tokenizer("w1"), max_tokens=3).tolist() == [1, 99, 99]
+    assert not (cache / "text").exists()  # half a text is not kept
+    with pytest.raises(ModuleNotFoundError, match="package 'no_such_pkg' is not installed"):
+        load_tokens("docs", word_tokenizer("w1"))
+
+
 def test_another_version_is_another_text(package, monkeypatch, cache):
     docs.docs_text("heldout")
     monkeypatch.setattr(docs, "version", lambda name: "another")
