@@ -12,6 +12,9 @@ from .compressors.base import require, require_int
 from .limits import evaluation_flops
 from .memory import cache_bytes
 from .perplexity import evaluate
+from .stats import mean_ci
+
+SHORTER = 16  # stretches into which each is divided for its interval
 
 
 def follow(
@@ -19,8 +22,9 @@ def follow(
 ) -> pd.DataFrame:
     """`evaluate` a stream `ids` (T,); one row for each of `parts` stretches of it.
 
-    Columns: `position` (tokens up to the stretch's end), `ppl` of the stretch and `running_ppl` of
-    all up to it, `cache_mib` and `resident_mib` (of the whole process) at its end, `tokens_per_s`.
+    Columns: `position` (tokens up to the stretch's end), `ppl` of the stretch with its 95% interval
+    over `n` shorter ones, `running_ppl` of all up to it, `cache_mib` and `resident_mib` (of the
+    whole process) at its end, `tokens_per_s`.
     """
     require_int("parts", parts, 1)
     chunks = -(-(len(ids) - 1) // chunk_size)
@@ -37,11 +41,21 @@ def follow(
     nll = evaluate(model, ids, compressor, chunk_size, desc="stream", after_chunk=note).nll
     nll, table = nll.double().numpy(), pd.DataFrame(rows)
     before = table.position.shift(fill_value=0)
-    means = [nll[low:high].mean() for low, high in zip(before, table.position, strict=True)]
-    table.insert(1, "ppl", np.exp(means))
-    table.insert(2, "running_ppl", np.exp(nll.cumsum(0)[table.position - 1] / table.position))
+    stretches = [nll[low:high] for low, high in zip(before, table.position, strict=True)]
+    estimates = np.exp([_interval(stretch) for stretch in stretches]).T
+    for place, name in enumerate(("ppl", "ppl_low", "ppl_high"), start=1):
+        table.insert(place, name, estimates[place - 1])
+    table.insert(4, "n", [min(SHORTER, len(stretch)) for stretch in stretches])
+    table.insert(5, "running_ppl", np.exp(nll.cumsum(0)[table.position - 1] / table.position))
     seconds = table.pop("seconds")
     return table.assign(tokens_per_s=(table.position - before) / seconds.diff().fillna(seconds))
+
+
+def _interval(nll: np.ndarray) -> tuple[float, float, float]:
+    """Mean of `nll` (n,) and its interval over as many shorter stretches as there can be."""
+    parts = np.array_split(nll, min(SHORTER, len(nll)))
+    _, low, high = mean_ci([part.mean() for part in parts])
+    return float(nll.mean()), low, high
 
 
 def pace(

@@ -80,12 +80,17 @@ def test_hooks_in_every_layer():
 
     expected = nll_of(literal(model, ids, see, after), ids)
     method = L2Compress(0.8, 0, ())
+    before = hooks_of(model)
     hooked = run(model, ids, lambda: HookInEveryLayer(model, method))
     assert (hooked.nll[0] - expected).abs().max() < 1e-5
     assert hooked.held == 4  # 80% of 5, again and again
     assert hooked.cuts == cuts.max()
     assert hooked.compressions == (LENGTH - 1) * 2
-    assert not any(module._forward_hooks for name, module in model.named_modules() if name)
+    assert hooks_of(model) == before
+
+
+def hooks_of(model) -> dict[str, list]:
+    return {name: list(module._forward_hooks) for name, module in model.named_modules() if name}
 
 
 def test_hooks_with_a_fixed_size_change_nothing():

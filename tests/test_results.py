@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
+from lib.compressors import ROWS, list_methods
 from lib.plots import METHODS, label_line_ends, method_color, method_style, use_style
 from lib.results import machine_line, save_figure, save_table, to_markdown
 
@@ -105,9 +106,10 @@ def test_a_crash_while_saving_leaves_the_earlier_file(results, monkeypatch):
     assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
 
 
-def test_every_method_has_its_own_colour_and_marker():
-    assert len({style.color for style in METHODS.values()}) == len(METHODS)
-    assert len({style.marker for style in METHODS.values()}) == len(METHODS)
+def test_every_method_has_its_own_look():
+    assert len({(style.color, style.marker) for style in METHODS.values()}) == len(METHODS)
+    named = {method_style(row) for row in ROWS if row != "kvpress"}
+    assert len(named) == len(list_methods())  # without kvpress, with streaming_lazy
     assert method_color("streaming_512") == method_color("streaming_llm_512") == "#0072B2"
     assert method_style("dense") == METHODS["baseline"]
     assert method_style("l2_compress_0.9") == METHODS["l2_compress"]

@@ -9,6 +9,7 @@ from reference import cached_model, tiny_ids
 
 from lib import StreamingLLM, evaluate
 from lib.limits import evaluation_flops
+from lib.stats import mean_ci
 from lib.stream import follow, pace
 
 
@@ -25,7 +26,15 @@ def test_a_stream_in_parts(model):
     assert table.position.tolist() == [28, 56, 77, 99]
     for low, high, row in zip([0, 28, 56, 77], table.position, table.itertuples(), strict=True):
         assert row.ppl == pytest.approx(nll[low:high].mean().exp().item(), rel=1e-5)
+        assert row.ppl_low < row.ppl < row.ppl_high
+        assert row.n == 16
         assert row.running_ppl == pytest.approx(nll[:high].mean().exp().item(), rel=1e-5)
+    # 22 tokens are six pairs and ten single ones
+    parts = [*nll[77:89].view(6, 2).mean(1), *nll[89:99]]
+    expected = mean_ci([float(x) for x in parts])[1:]
+    assert table.iloc[3][["ppl_low", "ppl_high"]].tolist() == pytest.approx(
+        np.exp(expected), rel=1e-5
+    )
     assert table.cache_mib.nunique() == 1  # preallocated
     assert (table[["resident_mib", "tokens_per_s"]] > 0).all().all()
 
