@@ -14,6 +14,11 @@ from .progress import progress
 from .speed import change_against
 from .stats import mean_ci, ppl_ci, ppl_ratio_ci, summarise
 
+# the main columns of a comparison's table, for a page
+BRIEF = ["length", "method", "n_texts", "n_repeats", "ppl", "ppl_change_%", "ppl_change_low"]
+BRIEF += ["ppl_change_high", "accuracy_%", "accuracy_change_%", "prefill", "ttft_s", "tpot_ms"]
+BRIEF += ["tpot_ms_change_%", "throughput", "attention_ms", "cache_length", "cache_mib", "peak_mib"]
+
 
 def texts_of(
     tokens: torch.Tensor, num_texts: int, length: int, bos_token_id: int | None = None

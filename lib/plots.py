@@ -53,7 +53,13 @@ METHODS = {
 }
 _OTHER = MethodStyle(GREY, "h")
 # The strategies of one method share its colour
-LINES = {"fix_l2_high": "--", "fix_l2_random": ":", "l2_ratio_0.5": "--", "l2_ratio_1.0": ":"}
+LINES = {
+    "fix_l2_high": "--",
+    "fix_l2_random": ":",
+    "l2_ratio_0.5": "--",
+    "l2_ratio_1.0": ":",
+    "random": ":",
+}
 # The parts of a step's time: attention, the cache, the rest of the model
 PART_COLORS = (BLUE, VERMILLION, GREY)
 # A row's name is a short form of the method with its budget behind it, as in `streaming_512`
@@ -108,33 +114,14 @@ def use_style() -> None:
     )
 
 
-def method_line(ax: Axes, part: pd.DataFrame, x: str, y: str, label: str, shift: float = 0) -> None:
-    """One method's line with bars for its spread: columns `x`, `y` and `<y>_low`, `<y>_high`.
-
-    `shift` moves it by a share of `x`, so that bars at the same place can be told apart.
-    """
-    style = method_style(label)
-    spread = [part[y] - part[f"{y}_low"], part[f"{y}_high"] - part[y]]
-    ax.errorbar(
-        part[x] * (1 + shift),
-        part[y],
-        spread,
-        label=label,
-        capsize=2,
-        elinewidth=1,
-        color=style.color,
-        marker=style.marker,
-        linestyle=LINES.get(label, "-"),
-    )
-
-
 def method_band(ax: Axes, part: pd.DataFrame, x: str, y: str, label: str, name: str) -> None:
     """One method's line with a band for its spread: columns `x`, `y`, `<y>_low`, `<y>_high`.
 
     `name` is the method, which gives the look; without the columns of a spread no band is drawn.
     """
     style = method_style(name)
-    ax.plot(part[x], part[y], color=style.color, marker=style.marker, label=label)
+    line = LINES.get(name, "-")
+    ax.plot(part[x], part[y], line, color=style.color, marker=style.marker, label=label)
     if f"{y}_low" in part:
         low, high = part[f"{y}_low"], part[f"{y}_high"]
         ax.fill_between(part[x], low, high, color=style.color, alpha=0.15, linewidth=0)
