@@ -1,5 +1,6 @@
 """All methods at one budget, on the same texts: quality against cost."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -18,6 +19,11 @@ from .stats import mean_ci, ppl_ci, ppl_ratio_ci, summarise
 BRIEF = ["length", "method", "n_texts", "n_repeats", "ppl", "ppl_change_%", "ppl_change_low"]
 BRIEF += ["ppl_change_high", "accuracy_%", "accuracy_change_%", "prefill", "ttft_s", "tpot_ms"]
 BRIEF += ["tpot_ms_change_%", "throughput", "attention_ms", "cache_length", "cache_mib", "peak_mib"]
+
+# the columns of a recommendation
+ADVICE = ["length", "goal", "rule", "method", "ppl", "ppl_low", "ppl_high", "tpot_ms", "tpot_ms_q1"]
+ADVICE += ["tpot_ms_q3", "throughput", "throughput_q1", "throughput_q3", "cache_mib"]
+ADVICE += ["n_texts", "n_repeats"]
 
 
 def texts_of(
@@ -93,6 +99,46 @@ def quality_table(results: Mapping[str, Evaluation]) -> pd.DataFrame:
 def _with_interval(name: str, estimate: Iterable[float], unit: str = "") -> dict[str, float]:
     """A number and its interval as columns `name`, `name_low`, `name_high`."""
     return dict(zip((f"{name}{unit}", f"{name}_low", f"{name}_high"), estimate, strict=True))
+
+
+def lead_table(
+    results: Mapping[int, Mapping[str, Evaluation]], names: Iterable[str]
+) -> pd.DataFrame:
+    """The best row of each length and budget against all others there, paired by text.
+
+    Columns `best`, `next` (the runner-up), `ratio` of its perplexity to the best one's with
+    `ratio_low` and `ratio_high`, and `as_good`, the rows whose interval includes the best one's
+    perplexity. The best is found on the same texts, which flatters it.
+    """
+    rows = []
+    for length, budget in itertools.product(results, sorted({budget_of(name) for name in names})):
+        own = {x: results[length][x].nll for x in names if x in results[length]}
+        own = {x: nll for x, nll in own.items() if budget_of(x) == budget}
+        if len(own) < 2:
+            continue
+        best, *others = sorted(own, key=lambda x: float(own[x].double().mean()))
+        ratios = {x: ppl_ratio_ci(own[x], own[best]) for x in others}
+        lead = {"length": length, "budget": budget, "best": best, "next": others[0]}
+        lead |= dict(zip(("ratio", "ratio_low", "ratio_high"), ratios[others[0]], strict=True))
+        as_good = [x for x, (_, low, _) in ratios.items() if not low > 1]
+        lead |= {"as_good": ", ".join(as_good), "n_texts": len(own[best])}
+        rows.append(lead)
+    return pd.DataFrame(rows)
+
+
+def lead_of(
+    results: Mapping[int, Mapping[str, Evaluation]], first: str, second: str, budgets: Iterable[int]
+) -> tuple[float, float, float]:
+    """Perplexity of one group over another's, mean over the lengths and budgets that both have.
+
+    The ratio's geometric mean, and its 95% interval over texts, paired: ratio, low, high.
+    """
+    gaps = []
+    for length, budget in itertools.product(results, budgets):
+        one, other = (results[length].get(f"{group}_{budget}") for group in (first, second))
+        if one is not None and other is not None:
+            gaps.append((one.nll - other.nll).double().mean(-1, keepdim=True))  # (B, 1)
+    return ppl_ci(torch.cat(gaps, dim=1))
 
 
 def ratio_table(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from .compressors import ROWS, Compressor
+from .compressors import ROWS, Compressor, L2Compress
 from .compressors.base import require
 
 BASELINE = "baseline"
@@ -61,6 +61,11 @@ def budget_of(name: str) -> float:
     """The budget of a row: 512.0 of `streaming_512`; infinite for the baseline."""
     named = _WITH_BUDGET.fullmatch(name)
     return float("inf") if named is None else float(named[2])
+
+
+def keeps_budget(method: Compressor | None) -> bool:
+    """Whether a method bounds the cache: not the baseline, nor its control, a ratio of 1."""
+    return method is not None and not (isinstance(method, L2Compress) and method.keep_ratio == 1)
 
 
 def buffers_of(rows: dict[str, Compressor | None], chunk_size: int) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """One look for all figures, and one colour and marker for each method."""
 
+import textwrap
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
@@ -43,7 +44,8 @@ METHODS = {
     "adaptive_l2": MethodStyle(BROWN, "^"),
     "fix_size_l2": MethodStyle(PURPLE, "P"),
     "h2o_l2": MethodStyle(PLUM, "P"),
-    "pyramid": MethodStyle(PLUM, "p"),
+    "pyramid_h2o_l2": MethodStyle(PLUM, "p"),
+    "pyramid_snapkv": MethodStyle(VIOLET, "p"),
     "random": MethodStyle(GREY, "X"),
     "keydiff": MethodStyle(GREEN, "<"),
     "lagkv": MethodStyle(GREEN, ">"),
@@ -64,7 +66,7 @@ LINES = {
 PART_COLORS = (BLUE, VERMILLION, GREY)
 # A row's name is a short form of the method with its budget behind it, as in `streaming_512`
 _SHORT = {"dense": "baseline", "window": "recent_only", "streaming": "streaming_llm"}
-_SHORT |= {"l2_ratio": "l2_compress", "fix_l2": "fix_size_l2"}
+_SHORT |= {"l2_ratio": "l2_compress", "fix_l2": "fix_size_l2", "pyramid": "pyramid_h2o_l2"}
 
 
 def method_style(name: str) -> MethodStyle:
@@ -143,8 +145,8 @@ def plain_log(axis: Axis) -> None:
 
 
 def figure_title(fig: Figure, text: str) -> None:
-    """A title over all panels, in the place and weight of a single panel's."""
-    fig.suptitle(text, x=0.02, ha="left", fontsize=13, weight="bold")
+    """A title over all panels, in the place and weight of a single panel's; long ones wrap."""
+    fig.suptitle(textwrap.fill(text, 78), x=0.02, ha="left", fontsize=13, weight="bold")
 
 
 def label_line_ends(ax: Axes, gap: float = 0.06) -> None:

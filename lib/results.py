@@ -28,8 +28,8 @@ matplotlib.rcParams["svg.hashsalt"] = "kv-lab"
 
 
 def save_table(df: pd.DataFrame, name: str, caption: str = "") -> None:
-    """Write `tables/<name>.csv` and `.md`, the caption above the table; no index."""
-    folder = results_dir() / "tables"
+    """Write `tables/<name>.csv` and `.md`, the caption, on one line, above the table; no index."""
+    folder, caption = results_dir() / "tables", " ".join(caption.split())
     with atomic_path(folder / f"{name}.csv") as path:
         df.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
     with atomic_path(folder / f"{name}.md") as path:
@@ -45,7 +45,7 @@ def save_figure(fig: Figure, name: str, caption: str = "") -> None:
         fig.savefig(path, dpi=150, bbox_inches="tight", metadata={"Software": None})
     with atomic_path(folder / f"{name}.svg") as path:
         fig.savefig(path, bbox_inches="tight", metadata={"Date": None, "Creator": None})
-    _note(f"figures/{name}.png", caption)
+    _note(f"figures/{name}.png", " ".join(caption.split()))
 
 
 def to_markdown(df: pd.DataFrame) -> str:

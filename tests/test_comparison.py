@@ -1,6 +1,9 @@
 """The comparison of methods, the speed table and the explorer."""
 
 import math
+import os
+import subprocess
+import sys
 
 import ipywidgets as widgets
 import pandas as pd
@@ -10,11 +13,22 @@ import yaml
 from reference import cached_model, tiny_ids
 
 from lib import TOVA, FixSizeL2, L2Compress, RecentOnly, StreamingLLM, evaluate, params
-from lib.comparison import by_group, cost_table, first_tokens, quality, quality_table, texts_of
+from lib.comparison import (
+    by_group,
+    cost_table,
+    first_tokens,
+    lead_of,
+    lead_table,
+    quality,
+    quality_table,
+    texts_of,
+)
+from lib.comparison_plots import by_quality, on_all
 from lib.compressors import ROWS
-from lib.experiments import at_budget, buffers_of, experiment
+from lib.experiments import at_budget, buffers_of, experiment, keeps_budget
 from lib.explorer import Explorer
-from lib.paths import NOTEBOOKS
+from lib.paths import NOTEBOOKS, PARAMS, ROOT
+from lib.perplexity import Evaluation
 from lib.speed import change_against, measure
 from lib.stats import mean_ci
 
@@ -50,6 +64,18 @@ def test_at_budget():
         at_budget("no_such", 64)
     with pytest.raises(ValueError, match="budget=4: allowed is an int >= 5"):
         at_budget("recent_only", 4)
+
+
+def test_what_keeps_no_budget():
+    rows = experiment([name for name in ROWS if not name.startswith("kvpress")], [64])
+    assert [name for name, x in rows.items() if not keeps_budget(x)] == [
+        "baseline",
+        "l2_ratio_1.0_64",
+    ]
+    model, ids = cached_model("neox_25"), tiny_ids(1, 300)
+    for name, method in rows.items():
+        lengths = evaluate(model, ids, method, chunk_size=16).cache_lengths
+        assert (sum(lengths) / 2 <= 64) == keeps_budget(method), name
 
 
 FILE = """
@@ -151,9 +177,77 @@ def test_the_first_tokens_of_a_text_are_a_text():
             assert torch.equal(cut[name].correct, result.correct)
 
 
+def random_results(seed: int, names: list[str], texts: int, tokens: int) -> dict[str, Evaluation]:
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.rand(texts, tokens, generator=generator)
+    return {
+        name: Evaluation(base + 0.1 * i + 0.3 * torch.rand(texts, tokens, generator=generator),
+                         base > 0.5, [1])
+        for i, name in enumerate(names)
+    }  # fmt: skip
+
+
+def test_the_best_row_is_set_against_the_others_in_pairs():
+    names = ["tova_32", "h2o_32", "snapkv_32", "tova_64", "h2o_64", "keydiff_128"]
+    results = {100: random_results(0, names, 7, 99), 50: random_results(1, names[:3], 7, 49)}
+    table = lead_table(results, names)
+    assert table[["length", "budget"]].values.tolist() == [[100, 32], [100, 64], [50, 32]]
+    assert table.best.tolist() == ["tova_32", "tova_64", "tova_32"]
+    assert table.next.tolist() == ["h2o_32", "h2o_64", "h2o_32"]
+    assert (table.n_texts == 7).all()
+    for row in table.itertuples():
+        own = results[row.length]
+        gaps = (own[row.next].nll - own[row.best].nll).double().mean(-1)
+        mean, low, high = mean_ci(gaps.numpy())
+        found = (row.ratio, row.ratio_low, row.ratio_high)
+        assert found == pytest.approx([math.exp(x) for x in (mean, low, high)])
+    # a row that is sometimes better than the best is as good as it; the last is clearly worse
+    results[100]["h2o_32"].nll[:3] -= 0.2
+    assert lead_table(results, names).as_good.tolist()[0] == "h2o_32"
+
+
+def test_a_groups_lead_is_over_all_it_shares_with_another():
+    names = ["tova_32", "h2o_32", "tova_64", "h2o_64", "tova_128"]
+    results = {100: random_results(0, names, 8, 99), 50: random_results(1, names[:2], 8, 49)}
+    pairs = [(100, 32), (100, 64), (50, 32)]
+    gaps = [
+        [
+            float((results[n][f"h2o_{b}"].nll - results[n][f"tova_{b}"].nll)[i].double().mean())
+            for n, b in pairs
+        ]
+        for i in range(8)
+    ]
+    expected = mean_ci([sum(row) / 3 for row in gaps])
+    found = lead_of(results, "h2o", "tova", [32, 64, 128])
+    assert found == pytest.approx([math.exp(x) for x in expected])
+    shuffled = {name: results[100][name] for name in reversed(names)}
+    assert lead_of({50: results[50], 100: shuffled}, "h2o", "tova", [64, 32]) == pytest.approx(
+        found
+    )
+
+
+def test_groups_are_sorted_at_the_shared_budgets():
+    rows = [
+        ("tova", 32, 1.2),
+        ("tova", 64, 1.1),
+        ("h2o", 32, 1.1),
+        ("h2o", 64, 1.3),
+        ("h2o", 128, 0.1),
+    ]
+    rows += [("keydiff", 64, 1.0), ("baseline", math.inf, 1.0)]
+    table = pd.DataFrame(rows, columns=["group", "budget", "ratio"])
+    assert by_quality(table, [32, 64]) == ["keydiff", "tova", "h2o"]
+    fronts = {
+        1: pd.DataFrame({"group": ["b", "a", "a"]}),
+        2: pd.DataFrame({"group": ["a", "b", "c"]}),
+    }
+    assert on_all(fronts) == "a, b"
+    assert on_all(fronts | {3: fronts[2][2:]}) == "no method on all"
+
+
 def test_quality_twice_is_the_same():
     model, texts = cached_model("neox_25", torch.float32), tiny_ids(2, 60)
-    names = [name for name in ROWS if name != "kvpress"]
+    names = [name for name in ROWS if not name.startswith("kvpress")]
     tables = [
         quality_table(quality(model, texts, experiment(names, [16], 2, seed=7), chunk_size=4))
         for _ in range(2)
@@ -162,6 +256,23 @@ def test_quality_twice_is_the_same():
     other = quality_table(quality(model, texts, experiment(names, [16], 2, seed=8), chunk_size=4))
     differ = tables[0].ppl != other.ppl
     assert tables[0].method[differ].tolist() == ["fix_l2_random_16", "random_16"]
+
+
+def test_the_notebook_twice_gives_the_same_quality(tmp_path):
+    tables = []
+    for name in ("first", "second"):
+        environment = os.environ | {"KVLAB_RESULTS": str(tmp_path / name)}
+        command = [sys.executable, "-m", "lib.run", "--params", str(PARAMS / "quick.yaml"), "04"]
+        subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=300)
+        saved = [tmp_path / name / "tables" / f"04_{x}.csv" for x in ("comparison", "best")]
+        tables.append([pd.read_csv(path) for path in saved])
+    (first, best), (second, other_best) = tables
+    measured = [
+        x for x in first if x.startswith(("ppl", "accuracy", "n_texts", "length", "method"))
+    ]
+    assert len(measured) == 13
+    pd.testing.assert_frame_equal(first[measured], second[measured], check_exact=True)
+    pd.testing.assert_frame_equal(best, other_best, check_exact=True)
 
 
 def test_a_ratio_that_cannot_stay_within_its_budget_is_refused():

@@ -34,6 +34,7 @@ from lib import (
 )
 from lib.attention import kv_lab_attention
 from lib.compressors import METHODS, ROWS
+from lib.compressors.kvpress import PRESSES
 from lib.compressors.pyramid import layer_budgets
 from lib.experiments import at_budget, experiment
 
@@ -78,7 +79,8 @@ class Knorm:
 @pytest.fixture
 def kvpress(monkeypatch):
     """A stand-in for the package."""
-    package = SimpleNamespace(ScorerPress=Knorm, KnormPress=Knorm, BasePress=object)
+    presses = dict.fromkeys(PRESSES, Knorm)
+    package = SimpleNamespace(ScorerPress=Knorm, BasePress=object, **presses)
     monkeypatch.setitem(sys.modules, "kvpress", package)
     return package
 
@@ -169,6 +171,19 @@ def test_adaptive_l2_comes_to_rest_above_the_soft_limit():
     lengths = [evaluate(model, tiny_ids(n), method, 1).cache_length for n in range(18, 61, 6)]
     assert lengths == [17, 23, 23, 23, 23, 23, 23, 23]  # the 24th would be one of 4 above
     assert evaluate(model, tiny_ids(60), method, 59).cache_length == 40
+
+
+@pytest.mark.parametrize("budget", [256, 300, 512])
+def test_adaptive_l2_adapts_when_cut_once_per_64_tokens(budget):
+    method = AdaptiveL2.at_budget(budget)
+    length, lengths = 0, []
+    for _ in range(20):
+        cut = method.keep(held(1, 1, length + 64, 2, num_layers=1))
+        length = length + 64 if cut is None else cut.shape[-1]
+        lengths.append(length)
+    assert lengths[-1] == lengths[-2] < budget  # at rest below the hard limit
+    assert 42 <= lengths[-1] - method.soft_limit <= 44
+    assert len(set(lengths)) > budget // 64
 
 
 def test_random_is_uniform():
@@ -342,7 +357,8 @@ def test_at_budget(group):
         "l2_ratio_0.8": [20, 17, 22, 96],
         "l2_ratio_0.5": [20, 11, 14, 60],
     }
-    assert counts == ratios.get(group, [20] * 4)
+    adaptive = {"adaptive_l2": [17, 18, 20, 20]}  # 60% of what is beyond 15
+    assert counts == (ratios | adaptive).get(group, [20] * 4)
     assert method.budget == (None if group in ratios else 20)
     if method.window is None:
         assert method.keep(held(1, 2, 50, 4, layer_idx=1)) is None

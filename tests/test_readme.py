@@ -1,6 +1,9 @@
 """The README does what it says: its tables are the results', its examples run, its map is whole."""
 
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,6 +16,11 @@ from lib.readme import PAGES, filled, is_default, quoted
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def section(title: str) -> str:
+    """The README's text below a heading."""
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
@@ -72,19 +80,38 @@ def test_generate_example_runs():
 def test_method_example_is_a_method():
     from lib import Held, evaluate, load_model, load_tokens
 
-    section = README.split("\n## Add a method\n")[1].split("\n## ")[0]
-    (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", section("Add a method"), re.DOTALL)
     names = {"__name__": "every_other"}
     exec(example, names)
     method = names["EveryOther"].at_budget(64)
-    for length, kept in ((64, None), (65, range(0, 65, 2)), (200, range(0, 200, 4))):
+    assert len([line for line in example.splitlines() if line]) <= 15
+    for length, every in ((64, 1), (65, 2), (200, 4)):
         index = method.keep(Held(*[torch.zeros(1, 2, length, 4)] * 2, 0, 1))
-        assert (None if index is None else index.tolist()) == (kept and list(kept))
+        assert index.tolist() == list(range(0, length, every))
     model, tokenizer = load_model("reference")
     tokens = load_tokens("docs", tokenizer, max_tokens=400)
     result = evaluate(model, tokens, method, chunk_size=16)
     assert result.cache_length <= 64
     assert torch.isfinite(result.nll).all()
+
+
+def test_a_file_and_an_entry_make_a_row(tmp_path):
+    """As the section says it, in a copy of the package."""
+    shutil.copytree(ROOT / "lib", tmp_path / "lib")
+    (example,) = re.findall(r"```python\n(.*?)```", section("Add a method"), re.DOTALL)
+    folder = tmp_path / "lib" / "compressors"
+    (folder / "every_other.py").write_text(example)
+    entries = (folder / "__init__.py").read_text()
+    changed = entries.replace(
+        "\nfrom .fix_size", "\nfrom .every_other import EveryOther\nfrom .fix_size"
+    )
+    changed = changed.replace("        SnapKV,\n", "        SnapKV,\n        EveryOther,\n")
+    (folder / "__init__.py").write_text(changed)
+    use = "from lib.experiments import experiment; print(experiment(['every_other'], [64, 32]))"
+    done = subprocess.run([sys.executable, "-c", use], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for budget in (64, 32):
+        assert f"'every_other_{budget}': EveryOther(budget={budget})" in done.stdout
 
 
 def test_map_lists_every_notebook_its_command_and_its_outputs():

@@ -19,6 +19,9 @@ from .base import (
     require_int,
 )
 
+# those that score by keys and values alone
+PRESSES = ("KnormPress", "KeyDiffPress", "LagKVPress", "CURPress", "StreamingLLMPress")
+
 
 def load_press(name: str) -> Any:
     """The press of that name with its defaults; ImportError says what to install."""
@@ -40,12 +43,13 @@ class KVPress(Compressor):
     """Keep the `budget` tokens that a kvpress `ScorerPress` scores highest, per head.
 
     `press` is a press or the name of its class. It must score by keys and values alone, which it
-    sees in float32: KnormPress, KeyDiffPress, LagKVPress, CURPress, StreamingLLMPress do.
+    sees in float32, as the `PRESSES` do.
     Layers in `skip_layers` are never cut. github.com/NVIDIA/kvpress.
     """
 
     name: ClassVar[str] = "kvpress"
     paper: ClassVar[str] = "that of the press"
+    rows: ClassVar[dict[str, dict]] = {f"kvpress_{press}": {"press": press} for press in PRESSES}
     press: Any = "KnormPress"
     budget: int = 512
     skip_layers: tuple[int, ...] = ()

@@ -8,6 +8,7 @@ import torch
 
 from .base import Compressor, Held, layer_set, require, require_budget, require_int
 from .h2o_l2 import H2OL2
+from .snapkv import SnapKV
 
 
 def layer_budgets(budget: int, num_layers: int, base_size: int, beta: float) -> list[int]:
@@ -35,6 +36,10 @@ class Pyramid(Compressor):
 
     name: ClassVar[str] = "pyramid"
     paper: ClassVar[str] = "Cai et al. 2024, arXiv:2406.02069"
+    rows: ClassVar[dict[str, dict]] = {
+        "pyramid_h2o_l2": {"method": H2OL2},
+        "pyramid_snapkv": {"method": SnapKV},
+    }
     method: type[Compressor] = H2OL2
     budget: int = 512
     base_size: int = 12
