@@ -39,6 +39,11 @@ def kv_lab_attention(
     if kv_step.sink_delta is not None:
         query, key = _append_sink_logits(query, key, kv_step)
         value = pad(value, (0, key.shape[-1] - D))
+    if kv_step.slots is None and kv_step.n == key.shape[2] > 1:  # a whole prompt, seen densely
+        output = scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, is_causal=True, scale=scaling
+        )
+        return output.transpose(1, 2), None
     front, outputs = kv_step.front, []
     sinks = key[:, :, :front].clone(), value[:, :, :front].clone()
     for queries, keys, mask in kv_step.blocks(key.shape[2], query.device, query.dtype):
@@ -93,10 +98,9 @@ def _weights(query, key, step, queries, scaling) -> Iterator[torch.Tensor]:
     """
     n, D, heads = query.shape[2], query.shape[3], key.shape[1]
     key, scale = as_float(key), D**-0.5 if scaling is None else scaling
-    for block, keys, mask in step.blocks(key.shape[2], query.device, query.dtype):
-        first = max(block.start, n - queries)
-        if first >= block.stop:
-            continue
+    start = 0 if queries == math.inf else max(0, n - queries)
+    for block, keys, mask in step.blocks(key.shape[2], query.device, query.dtype, start):
+        first = max(block.start, start)
         q = scale * as_float(query[:, :, first : block.stop])
         q = q.unflatten(1, (heads, -1))  # (B, Hkv, group, block, D)
         logits = (q.flatten(2, 3) @ key[:, :, keys].mT).unflatten(2, q.shape[2:4])

@@ -47,27 +47,29 @@ class Step:
         """How many of the keys that attention gets are sinks; they come first."""
         return 0 if self.slots is None else self.slots.front(self.seen + self.n)
 
-    def blocks(self, length: int, device, dtype) -> Iterable[Block]:
+    def blocks(self, length: int, device, dtype, start: int = 0) -> Iterable[Block]:
         """Blocks of queries, which of `length` keys each may need, and its additive mask.
 
-        The slice of keys begins with `front` places where the sinks are to be put. Layers share the
-        masks, (1 or B, 1, queries, keys), unless these would grow with the square of the length.
+        Blocks before the query `start` are left out. The slice of keys begins with `front` places
+        where the sinks are to be put. Layers share the masks, (1 or B, 1, queries, keys), unless
+        these would grow with the square of the length.
         """
         size = BLOCK if device.type == "cpu" else GPU_BLOCK
-        blocks = self._make_blocks(length, size, device, dtype)
-        if self.slots is None and self.n > size:
-            return blocks  # each is made when it is needed
+        if self.slots is None and self.n > size:  # each is made when it is needed
+            return self._make_blocks(length, size, device, dtype, start // size * size)
         if (length, device) not in self._blocks:
-            self._blocks[length, device] = list(blocks)
-        return self._blocks[length, device]
+            self._blocks[length, device] = list(self._make_blocks(length, size, device, dtype))
+        return [block for block in self._blocks[length, device] if block[0].stop > start]
 
-    def _make_blocks(self, length: int, size: int, device, dtype) -> Iterator[Block]:
+    def _make_blocks(
+        self, length: int, size: int, device, dtype, start: int = 0
+    ) -> Iterator[Block]:
         if self.n == 1:  # sees everything
             yield slice(0, 1), slice(0, length), None
             return
         reach = length if self.slots is None else self.slots.recent_size + self.slots.buffer
         old, masks = length - self.n, {}
-        for begin in range(0, self.n, size):
+        for begin in range(start, self.n, size):
             end = min(begin + size, self.n)
             low = max(0, old + begin - reach - self.front)
             keys = slice(low, max(self.front, old + end))
