@@ -162,12 +162,12 @@ def measure_cases(
 
     Columns `repeat`, `mistake`, `way` ("wrong" or "right") and `tokens_per_s`, on one `text` (T,).
     Repeats are the outer loop, so that drift of the machine hits all alike; a round before them
-    warms up. Timed are a quarter of `filled` tokens or two chunks, what is more.
+    warms up. Timed are a quarter of `filled` tokens or a chunk, what is more.
     """
     rows = []
     for repeat in progress(range(-1, repeats), desc="speed"):
         for name, case in chosen.items():
-            fed = min(max(filled // 4, 2 * case.chunk_size), len(text) - 1 - filled)
+            fed = min(max(filled // 4, case.chunk_size), len(text) - 1 - filled)
             ids = check_ids(model, text[: filled + fed + 1], filled + 2)
             for way, make in (("wrong", case.wrong), ("right", case.right)):
                 seconds = _seconds(model, ids, make, filled, case.chunk_size)
