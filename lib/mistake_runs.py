@@ -1,10 +1,11 @@
 """What each mistake of `lib/mistakes.py` costs against a right way that differs in it alone."""
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache as remember
 from functools import partial
+from time import perf_counter
 
 import numpy as np
 import pandas as pd
@@ -18,9 +19,9 @@ from .compressors import Compressor, FixSizeL2, L2Compress, StreamingLLM
 from .hooks import attach
 from .memory import held_lengths
 from .mistakes import DenseInChunk, EagerEviction, HookInEveryLayer, LengthOfLayer0, Unsorted
-from .perplexity import _run
+from .perplexity import feed
 from .progress import progress
-from .stats import ppl_ci
+from .stats import ppl_ci, summarise
 
 
 @dataclass
@@ -28,48 +29,53 @@ class Run:
     """What `run` returns for texts (B, T)."""
 
     nll: torch.Tensor  # nats per predicted token, (B, T - 1)
-    tokens_per_s: np.ndarray  # of each forward pass of a whole chunk, all texts together
     held: float  # tokens held at the end, mean over layers
-    compressions: int  # how often the method was asked about the whole cache; ours: once per chunk
+    compressions: int  # how often the method was asked about the whole cache
     cuts: int  # how often the layer was cut that was cut most
-    chunk_size: int
+    positions: str  # what distances are counted in: "original" or "in_cache"
 
 
-@torch.no_grad()
-def run(model, ids: torch.Tensor, make: Callable[[], Cache], chunk_size: int = 1) -> Run:
-    """Evaluate `ids` (B, T) with the cache that `make` makes, as `lib.evaluate` does with ours."""
-    ids, cache = check_ids(model, ids, 2), make()
+@contextmanager
+def opened(model, make: Callable[[], Cache]) -> Iterator[Cache]:
+    """The cache that `make` makes, whose steps `model` announces; its own hooks go at the end."""
     attach(model)
-    ends = [time.perf_counter()]
-
-    def after(done: int) -> None:
-        ends.append(time.perf_counter())
-
+    cache = make()
     try:
-        nll, _ = _run(model, ids, chunk_size, lambda n: {"past_key_values": cache}, after, None)
+        yield cache
     finally:
         if isinstance(cache, HookInEveryLayer):
             cache.close()
-    whole = max((ids.shape[1] - 1) // chunk_size, 1)  # chunks; the last one may be shorter
+
+
+def run(model, ids: torch.Tensor, make: Callable[[], Cache], chunk_size: int = 1) -> Run:
+    """Evaluate `ids` (B, T) with the cache that `make` makes, as `lib.evaluate` does with ours."""
+    ids = check_ids(model, ids, 2)
+    with opened(model, make) as cache:
+        nll, _ = feed(model, ids, chunk_size, lambda n: {"past_key_values": cache})
+    fed = ids.shape[1] - 1
+    if isinstance(cache, CompressedCache):  # position-only methods have a window for every token
+        compressions = fed if cache.compressor.window else -(-fed // chunk_size)
+    else:
+        compressions = cache.compressions
     return Run(
         nll=nll,
-        tokens_per_s=len(ids) * chunk_size / np.diff(ends)[:whole],
         held=float(np.mean(held_lengths(cache))),
-        compressions=getattr(cache, "compressions", len(ends) - 1),
+        compressions=compressions,
         cuts=cache.evictions,
-        chunk_size=chunk_size,
+        positions=getattr(cache, "positions", "original"),  # nothing but ours turns keys
     )
 
 
 @dataclass
 class Case:
-    """A mistake and its right way, and the chunks in which each is fed."""
+    """A mistake and its right way, which differs in nothing else, and how both are fed."""
 
-    why: str
+    difference: str
     wrong: Callable[[], Cache]
     right: Callable[[], Cache]
     chunk_size: int
-    right_chunk_size: int | None = None  # if it is another one
+    # the right way's, for perplexity alone, where longer chunks give the same in less time
+    right_chunk_size: int | None = None
     far: bool = False  # shows only on long texts
 
 
@@ -87,42 +93,46 @@ def cases(model, cache: int, start_size: int, chunk_size: int, cut_chunk: int) -
     def ours(method, positions="original"):
         return partial(CompressedCache, model, method, positions=positions)
 
-    def wrong(mistake, method):
-        return partial(mistake, model, method)
-
     window, mixed = ours(streaming), Unsorted(norms)
-    eager, dense = wrong(EagerEviction, streaming), wrong(DenseInChunk, streaming)
-    hooked, fixed = wrong(HookInEveryLayer, share), wrong(HookInEveryLayer, streaming)
-    length = wrong(LengthOfLayer0, lower)
+    eager, dense = (partial(mistake, model, streaming) for mistake in (EagerEviction, DenseInChunk))
+    rhythm = partial(DenseInChunk, model, share, every)
+    length = partial(LengthOfLayer0, model, lower)
     return {
         "cut before attention": Case(
-            "the step's own tokens are gone before they are looked at", eager, window, chunk_size
+            "old tokens leave before the step looks at them, not after it",
+            *(eager, window, chunk_size),
         ),
         "dense within the chunk": Case(
-            "tokens see more than the budget: too good, and by chunk", dense, window, chunk_size
+            "tokens see all of their chunk before them, not their window",
+            *(dense, window, chunk_size),
+        ),
+        "share at every token": Case(
+            f"80% of the cache is kept after every token, not after every {every}",
+            *(partial(DenseInChunk, model, share), rhythm, 1, every),
         ),
         "hooks, share kept": Case(
-            f"80% of the cache, meant every {every} tokens, kept at every token: that every layer "
-            "cuts them all adds nothing to it",
-            *(hooked, ours(share), 1, every),
+            f"80% of the cache is kept {layers} times after every {every} tokens, not once",
+            *(partial(HookInEveryLayer, model, share, every), rhythm, 1, every),
         ),
         "hooks, fixed size": Case(
-            "cutting again to the same size changes nothing", fixed, window, 1
+            f"the cache is cut to its budget {layers} times after every token, not once",
+            *(partial(HookInEveryLayer, model, streaming), window, 1, chunk_size),
         ),
         "keys not turned": Case(
-            "sinks stand ever farther away, beyond trained distances",
+            "sinks stand as far away as in the text, not where they are in the cache",
             *(window, ours(streaming, "in_cache"), 512),
             far=True,
         ),
         "length of layer 0": Case(
-            "the position stands still, order is lost", length, ours(lower), cut_chunk
+            "the next position is what layer 0 holds, not the tokens so far",
+            *(length, ours(lower), cut_chunk),
         ),
         "unsorted, turned": Case(
-            "positions are given by rank of the score",
+            "kept tokens lie, and get positions, by score and not by place",
             *(ours(mixed, "in_cache"), ours(norms, "in_cache"), cut_chunk),
         ),
         "unsorted, not turned": Case(
-            "at the next cut the last places are not the recent tokens",
+            "kept tokens lie by score, not by place, so the last are not the recent ones",
             *(ours(mixed), ours(norms), cut_chunk),
         ),
     }
@@ -135,9 +145,7 @@ def run_cases(
 
     @remember  # mistakes may share a right way
     def once(make, chunk_size: int, is_far: bool) -> Run:
-        texts = far if is_far else near
-        run(model, texts[:, : chunk_size + 1], make, chunk_size)  # warms up
-        return run(model, texts, make, chunk_size)
+        return run(model, far if is_far else near, make, chunk_size)
 
     done = {}
     for name, case in progress(chosen.items(), desc="mistakes"):
@@ -147,27 +155,74 @@ def run_cases(
     return done
 
 
+def measure_cases(
+    model, text: torch.Tensor, chosen: Mapping[str, Case], filled: int, repeats: int
+) -> pd.DataFrame:
+    """Tokens/s of each mistake and its right way, fed alike, behind the first `filled` tokens.
+
+    Columns `repeat`, `mistake`, `way` ("wrong" or "right") and `tokens_per_s`, on one `text` (T,).
+    Repeats are the outer loop, so that drift of the machine hits all alike; a round before them
+    warms up. Timed are a quarter of `filled` tokens or a chunk, what is more.
+    """
+    rows = []
+    for repeat in progress(range(-1, repeats), desc="speed"):
+        for name, case in chosen.items():
+            fed = min(max(filled // 4, case.chunk_size), len(text) - 1 - filled)
+            ids = check_ids(model, text[: filled + fed + 1], filled + 2)
+            for way, make in (("wrong", case.wrong), ("right", case.right)):
+                seconds = _seconds(model, ids, make, filled, case.chunk_size)
+                row = {"repeat": repeat, "mistake": name, "way": way, "tokens_per_s": fed / seconds}
+                rows.append(row)
+    return pd.DataFrame([row for row in rows if row["repeat"] >= 0])
+
+
+def _seconds(model, ids, make, filled: int, chunk_size: int) -> float:
+    """What it takes to feed the tokens of `ids` (1, T) behind the first `filled`."""
+    with opened(model, make) as cache:
+        feed(model, ids[:, : filled + 1], filled, lambda n: {"past_key_values": cache})
+        began = perf_counter()
+        feed(model, ids[:, filled:], chunk_size, lambda n: {"past_key_values": cache})
+        return perf_counter() - began
+
+
 def mistake_table(
-    pairs: Mapping[str, tuple[Run, Run]], chosen: Mapping[str, Case], first: int
+    pairs: Mapping[str, tuple[Run, Run]],
+    speeds: pd.DataFrame,
+    chosen: Mapping[str, Case],
+    first: int,
 ) -> pd.DataFrame:
     """A row per mistake: perplexity from token `first` on, its ratio to the right way, speed.
 
-    95% intervals over texts, paired by text for the ratio; tokens/s of all texts together, median
-    and quartiles over forward passes, next to the right way's where it is fed the same chunks.
+    95% intervals over texts, paired by text for the ratio; median and quartiles over the repeats
+    of `measure_cases`. Columns `right_...` are the right way's.
     """
     nll = {name: tuple(one.nll[:, first:] for one in pair) for name, pair in pairs.items()}
     table = ratio_table(nll).rename(columns={"method": "mistake"})
     table.insert(4, "right_ppl", [ppl_ci(right)[0] for _, right in nll.values()])
     rows = []
     for name, (wrong, right) in pairs.items():
-        low, middle, high = np.quantile(wrong.tokens_per_s, (0.25, 0.5, 0.75))
-        alike = wrong.chunk_size == right.chunk_size
-        row = {"compressions": wrong.compressions, "cuts": wrong.cuts, "right_cuts": right.cuts}
-        row |= {"tokens_held": wrong.held, "chunk_size": wrong.chunk_size}
-        row |= {"tokens_per_s": middle, "tokens_per_s_q1": low, "tokens_per_s_q3": high}
-        row["right_tokens_per_s"] = float(np.median(right.tokens_per_s)) if alike else np.nan
-        rows.append(row | {"why": chosen[name].why})
-    return pd.concat((table, pd.DataFrame(rows)), axis=1)
+        row = {"compressions": wrong.compressions, "right_compressions": right.compressions}
+        row |= {"cuts": wrong.cuts, "right_cuts": right.cuts}
+        row |= {"tokens_held": wrong.held, "right_tokens_held": right.held}
+        row |= {"right_positions": right.positions, "chunk_size": chosen[name].chunk_size}
+        rows.append(row)
+    speed = summarise(speeds, ["way", "mistake"], ["tokens_per_s"]).set_index(["way", "mistake"])
+    own = speed.loc["wrong"].rename(columns={"n": "n_repeats"})
+    right = speed.loc["right"].drop(columns="n").add_prefix("right_")
+    table = pd.concat((table, pd.DataFrame(rows)), axis=1).join(own.join(right), on="mistake")
+    return table.assign(difference=[chosen[name].difference for name in table.mistake])
+
+
+def told_apart(table: pd.DataFrame) -> dict[str, list[str]]:
+    """What the ratios' intervals say of the mistakes of a `mistake_table`: their names by verdict.
+
+    "worse" and "better" than the right way, "equal" to it but for rounding, or "not told apart".
+    """
+    equal = (table.ratio_low > 1 - 1e-4) & (table.ratio_high < 1 + 1e-4)
+    worse, better = (table.ratio_low > 1) & ~equal, (table.ratio_high < 1) & ~equal
+    verdicts = {"worse": worse, "better": better, "equal": equal}
+    verdicts["not told apart"] = ~(worse | better | equal)
+    return {verdict: table.mistake[which].tolist() for verdict, which in verdicts.items()}
 
 
 def by_chunk(

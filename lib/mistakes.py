@@ -22,12 +22,15 @@ class DenseInChunk(DynamicCache, Announced):
     """Mistake: a chunk is cut only after it, so that a token sees all of its chunk before it.
 
     Perplexity then depends on the chunk, and flatters: with a chunk of the whole text it is that of
-    dense attention. In chunks of one token this is right, with keys where they were rotated.
+    dense attention. In chunks of one token this is right, with keys where they were rotated; so it
+    is where a method that looks at the keys is meant to cut once in `every` tokens.
     """
 
-    def __init__(self, model, compressor: Compressor):
+    def __init__(self, model, compressor: Compressor, every: int = 1):
         super().__init__()
         self.compressor = compressor
+        self.every = every  # compressed after steps that end at a multiple of it
+        self.due = False  # whether the step under way is one of them
         self.number = model.config.get_text_config().num_hidden_layers
         self.dtype = model.dtype
         self.seen = 0  # tokens of the text so far
@@ -41,6 +44,7 @@ class DenseInChunk(DynamicCache, Announced):
 
     def step(self, n: int, device="cpu", *args, **kwargs) -> dict:
         position_ids = torch.arange(self.seen, self.seen + n, device=device)[None]
+        self.due = (self.seen + n) % self.every == 0
         return {"past_key_values": self, "position_ids": position_ids}
 
     def update(self, key_states, value_states, layer_idx: int, *args, **kwargs):
@@ -51,7 +55,9 @@ class DenseInChunk(DynamicCache, Announced):
         return uncut
 
     def compress(self) -> None:
-        """Cut all layers."""
+        """Cut all layers, if it is time."""
+        if not self.due:
+            return
         before = held_lengths(self)
         compress(self, self.compressor)
         self.compressions += 1
@@ -89,14 +95,14 @@ class EagerEviction(DenseInChunk):
 
 
 class HookInEveryLayer(DenseInChunk):
-    """Mistake: a hook on every layer's attention compresses the whole cache, at every step.
+    """Mistake: a hook on every layer's attention compresses the whole cache, not its own layer.
 
-    A method that keeps a share is then applied as many times as there are layers, at every token.
-    Only single tokens can be fed: within a step layers hold different numbers of tokens.
+    A method that keeps a share is then applied as many times as there are layers. Only single
+    tokens can be fed after the first step: within a step layers hold different numbers of tokens.
     """
 
-    def __init__(self, model, compressor: Compressor):
-        super().__init__(model, compressor)
+    def __init__(self, model, compressor: Compressor, every: int = 1):
+        super().__init__(model, compressor, every)
         attentions = [module for module in model.modules() if hasattr(module, "layer_idx")]
         # after the last layer the cache is compressed anyway
         hooked = attentions[: self.number - 1]

@@ -74,7 +74,7 @@ def evaluate(
         if after_chunk is not None:
             after_chunk(done, cache)
 
-    nll, correct = _run(model, ids, chunk_size, lambda n: {"past_key_values": cache}, after, desc)
+    nll, correct = feed(model, ids, chunk_size, lambda n: {"past_key_values": cache}, after, desc)
     return _evaluation(input_ids, nll, correct, held_lengths(cache))
 
 
@@ -120,8 +120,41 @@ def evaluate_with_compression(
         pairs = [(layer.keys, layer.values) for layer in state["cache"].layers]
         state["pairs"] = compress_fn(pairs, **kwargs)
 
-    nll, correct = _run(model, batch, chunk_size, step, after, None)
+    nll, correct = feed(model, batch, chunk_size, step, after)
     return _evaluation(ids, nll, correct, [key.shape[2] for key, _ in state["pairs"]])
+
+
+@torch.no_grad()
+def feed(
+    model,
+    ids: torch.Tensor,
+    chunk_size: int,
+    step: Callable[[int], dict],
+    after: Callable[[int], None] | None = None,
+    desc: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """NLL (nats) of each next token of `ids` (B, T) and whether it was predicted right, (B, T - 1).
+
+    All tokens but the last are fed, `chunk_size` at a time: `step(n)` gives the forward's keyword
+    arguments for the next `n` of them, `after(done)` is called when `done` have been fed.
+    """
+    B, T = ids.shape
+    nll = torch.zeros(B, T - 1)  # zeros, not empty: all of its memory is taken now
+    correct = torch.zeros(B, T - 1, dtype=torch.bool)
+    bar = progress(total=T - 1, desc=desc, unit="token", disable=desc is None)
+    for start in range(0, T - 1, chunk_size):
+        end = min(start + chunk_size, T - 1)
+        logits = model(input_ids=ids[:, start:end], use_cache=True, **step(end - start)).logits
+        target = ids[:, start + 1 : end + 1]
+        flat = logits.float().flatten(0, 1)  # (B * n, V)
+        loss = F.cross_entropy(flat, target.flatten(), reduction="none")
+        nll[:, start:end] = loss.view(target.shape).cpu()
+        correct[:, start:end] = (logits.argmax(-1) == target).cpu()
+        if after is not None:
+            after(end)
+        bar.update(end - start)
+    bar.close()
+    return nll, correct
 
 
 @torch.no_grad()
@@ -159,26 +192,6 @@ def evaluate_recompute(
         losses.append(F.cross_entropy(logits.float(), expected, reduction="none").cpu())
     nll = torch.cat(losses).view(len(ids), len(targets))
     return nll[0] if input_ids.ndim == 1 else nll
-
-
-def _run(model, ids, chunk_size, step, after, desc):
-    """The chunks: `step(n)` gives the forward's keyword arguments, `after(done)` ends each."""
-    B, T = ids.shape
-    nll = torch.zeros(B, T - 1)  # zeros, not empty: all of its memory is taken now
-    correct = torch.zeros(B, T - 1, dtype=torch.bool)
-    bar = progress(total=T - 1, desc=desc, unit="token", disable=desc is None)
-    for start in range(0, T - 1, chunk_size):
-        end = min(start + chunk_size, T - 1)
-        logits = model(input_ids=ids[:, start:end], use_cache=True, **step(end - start)).logits
-        target = ids[:, start + 1 : end + 1]
-        flat = logits.float().flatten(0, 1)  # (B * n, V)
-        loss = F.cross_entropy(flat, target.flatten(), reduction="none")
-        nll[:, start:end] = loss.view(target.shape).cpu()
-        correct[:, start:end] = (logits.argmax(-1) == target).cpu()
-        after(end)
-        bar.update(end - start)
-    bar.close()
-    return nll, correct
 
 
 def _evaluation(input_ids, nll, correct, lengths) -> Evaluation:

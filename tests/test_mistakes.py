@@ -3,12 +3,23 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from reference import cached_model, distinct_ids, literal, nll_of, tiny_ids
 
 from lib import FixSizeL2, L2Compress, StreamingLLM, evaluate
-from lib.mistake_runs import Case, Run, by_chunk, cases, mistake_table, run, run_cases
+from lib.mistake_runs import (
+    Case,
+    Run,
+    by_chunk,
+    cases,
+    measure_cases,
+    mistake_table,
+    run,
+    run_cases,
+    told_apart,
+)
 from lib.mistakes import DenseInChunk, EagerEviction, HookInEveryLayer, LengthOfLayer0, Unsorted
 
 START, RECENT, LENGTH = 2, 6, 41
@@ -62,8 +73,13 @@ def test_dense_within_the_chunk(family, size):
     assert (nll - literal_nll(model, ids, seen)).abs().max() < 1e-5
 
 
-def test_hooks_in_every_layer():
-    """After each layer's attention, every layer keeps the 80% of lowest norm of what it has."""
+SHARE = L2Compress(0.8, 0, ())
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("hooks", [True, False])
+def test_a_share_is_kept(hooks, every):
+    """After each layer's attention, or the last one's, every layer keeps 80%, the lowest norms."""
     model, ids = cached_model("neox_25"), distinct_ids(LENGTH)
     held, norms, cuts = {}, {}, np.zeros(2, int)
 
@@ -73,20 +89,36 @@ def test_hooks_in_every_layer():
 
     def after(t, layer, keys, _):
         norms[layer] = keys.norm(dim=-1)
+        if (t + 1) % every or not (hooks or layer == 1):
+            return
         for (one, head), tokens in held.items():
             kept = math.ceil(0.8 * len(tokens) - 1e-9)
             cuts[one] += head == 0 and kept < len(tokens) and t < LENGTH - 1
             held[one, head] = sorted(tokens, key=lambda j: norms[one][j, head].item())[:kept]
 
     expected = nll_of(literal(model, ids, see, after), ids)
-    method = L2Compress(0.8, 0, ())
+    mistake = HookInEveryLayer if hooks else DenseInChunk
     before = hooks_of(model)
-    hooked = run(model, ids, lambda: HookInEveryLayer(model, method))
-    assert (hooked.nll[0] - expected).abs().max() < 1e-5
-    assert hooked.held == 4  # 80% of 5, again and again
-    assert hooked.cuts == cuts.max()
-    assert hooked.compressions == (LENGTH - 1) * 2
+    result = run(model, ids, lambda: mistake(model, SHARE, every))
+    assert (result.nll[0] - expected).abs().max() < 1e-5
+    assert result.cuts == cuts.max()
+    assert result.compressions == (LENGTH - 1) // every * (2 if hooks else 1)
     assert hooks_of(model) == before
+    if every == 1:
+        assert result.held == 4  # 80% of 5, again and again
+
+
+def test_chunks_are_the_rhythm_of_single_tokens():
+    """Where a share is kept once in 3 tokens, chunks of 3 and our own cache give the same."""
+    model, ids = cached_model("neox_25"), distinct_ids(LENGTH)
+    single = run(model, ids, lambda: DenseInChunk(model, SHARE, 3))
+    chunked = run(model, ids, lambda: DenseInChunk(model, SHARE, 3), 3)
+    ours = evaluate(model, ids, SHARE, 3, positions="original").nll
+    assert (single.nll - chunked.nll).abs().max() < 1e-5
+    assert (single.nll - ours).abs().max() < 1e-5
+    assert (single.held, single.compressions, single.cuts) == (
+        (chunked.held, chunked.compressions, chunked.cuts)
+    )
 
 
 def hooks_of(model) -> dict[str, list]:
@@ -178,25 +210,69 @@ def test_by_chunk():
 
 
 def test_the_table_of_mistakes():
-    def one(nll, speed, chunk_size):
-        return Run(torch.tensor(nll), np.array(speed), 8.0, 7, 3, chunk_size)
+    def one(nll, compressions, positions="original"):
+        return Run(torch.tensor(nll), 8.0, compressions, 3, positions)
 
-    wrong = one([[9.0, 2.0, 3.0], [9.0, 1.0, 2.0]], [1.0, 2.0, 3.0, 4.0, 5.0], 1)
-    right = one([[0.0, 1.0, 2.0], [0.0, 1.0, 1.0]], [7.0], 4)
-    slow = one([[0.0, 2.0, 3.0], [0.0, 2.0, 2.0]], [6.0, 4.0, 1.0], 1)
-    chosen = {name: Case(name.upper(), None, None, 1) for name in ("it", "that")}
-    table = mistake_table({"it": (wrong, right), "that": (wrong, slow)}, chosen, 1)
-    row, that = table.iloc[0], table.iloc[1]
-    assert (row.mistake, row.why) == ("it", "IT")
+    wrong = one([[9.0, 2.0, 3.0], [9.0, 1.0, 2.0]], 7)
+    right = one([[0.0, 1.0, 2.0], [0.0, 1.0, 1.0]], 5, "in_cache")
+    speeds = pd.DataFrame(
+        [
+            (name, way, factor * speed)
+            for speed in (1.0, 2.0, 3.0, 4.0, 5.0)
+            for name, factor in (("it", 1), ("that", 10))
+            for way in ("right", "wrong")
+        ],
+        columns=["mistake", "way", "tokens_per_s"],
+    )
+    speeds.loc[speeds.way == "right", "tokens_per_s"] += 100
+    chosen = {name: Case(name.upper(), None, None, 2) for name in ("that", "it")}
+    table = mistake_table({"that": (right, wrong), "it": (wrong, right)}, speeds, chosen, 1)
+    row, that = table.iloc[1], table.iloc[0]
+    assert (row.mistake, row.difference, row.chunk_size) == ("it", "IT", 2)
     assert row.ppl == pytest.approx(math.exp(2))
     assert row.right_ppl == pytest.approx(math.exp(1.25))
     assert row.ratio == pytest.approx(math.exp(0.75))
     half = 12.7062 * 0.25  # Student's t, one degree of freedom; differences 1 and 0.5
     assert row.ratio_high == pytest.approx(math.exp(0.75 + half), rel=1e-4)
     assert (row.tokens_per_s_q1, row.tokens_per_s, row.tokens_per_s_q3) == (2, 3, 4)
-    assert (row.compressions, row.cuts, row.n_tokens) == (7, 3, 4)
-    assert that.right_tokens_per_s == 4
-    assert math.isnan(row.right_tokens_per_s)  # longer chunks are faster in any case
+    assert (that.tokens_per_s_q1, that.right_tokens_per_s_q3) == (20, 140)
+    assert (row.n_repeats, row.n_texts, row.n_tokens) == (5, 2, 4)
+    assert (row.compressions, row.right_compressions, row.cuts) == (7, 5, 3)
+    assert (row.right_positions, that.right_positions) == ("in_cache", "original")
+
+
+def test_verdicts():
+    rows = {"a": (1.01, 1.5), "b": (0.5, 0.99), "c": (0.9, 1.1), "d": (1.00001, 1.00002)}
+    table = pd.DataFrame(
+        [(name, *interval) for name, interval in rows.items()],
+        columns=["mistake", "ratio_low", "ratio_high"],
+    )
+    expected = {"worse": ["a"], "better": ["b"], "not told apart": ["c"], "equal": ["d"]}
+    assert told_apart(table) == expected
+
+
+def test_speeds_are_of_what_follows_a_full_cache(monkeypatch):
+    """The clock counts the tokens that are fed, so that each way's speed is known beforehand."""
+    fed, model = [0], cached_model("neox_25")
+    handle = model.register_forward_pre_hook(
+        lambda _, args, kwargs: fed.append(fed[-1] + kwargs["input_ids"].shape[1] ** 2),
+        with_kwargs=True,
+    )
+    monkeypatch.setattr("lib.mistake_runs.perf_counter", lambda: float(fed[-1]))
+    chosen = {
+        name: Case("", lambda: DenseInChunk(model, METHOD), lambda: EagerEviction(model, METHOD), n)
+        for name, n in (("one", 1), ("five", 5), ("long", 64))
+    }
+    try:
+        table = measure_cases(model, tiny_ids(LENGTH), chosen, 8, 2)
+    finally:
+        handle.remove()
+    # a chunk of n tokens takes n * n ticks; of the long one 32 tokens of the text are left
+    expected = [1, 1, 1 / 5, 1 / 5, 1 / 32, 1 / 32] * 2
+    assert table.tokens_per_s.tolist() == pytest.approx(expected)
+    assert table["repeat"].tolist() == [0] * 6 + [1] * 6
+    assert table.mistake.tolist() == ["one", "one", "five", "five", "long", "long"] * 2
+    assert table.way.tolist() == ["wrong", "right"] * 6
 
 
 def test_every_case_runs_and_its_right_way_is_right():
@@ -206,9 +282,22 @@ def test_every_case_runs_and_its_right_way_is_right():
     assert list(runs) == list(chosen)
     original = evaluate(model, ids, StreamingLLM(2, 10), positions="original").nll
     turned = evaluate(model, ids, StreamingLLM(2, 10)).nll
+    share = evaluate(model, ids, SHARE, 3, positions="original").nll
     for name in ("cut before attention", "dense within the chunk", "hooks, fixed size"):
         assert (runs[name][1].nll - original).abs().max() < 1e-5
+    for name in ("share at every token", "hooks, share kept"):
+        assert (runs[name][1].nll - share).abs().max() < 1e-5
     assert (runs["keys not turned"][0].nll - original).abs().max() < 1e-5
     assert (runs["keys not turned"][1].nll - turned).abs().max() < 1e-5
-    quarters = math.ceil((LENGTH - 1) / 3)  # of the budget; the first three tokens stay: 80% is 3
-    assert runs["hooks, share kept"][1].cuts == quarters - 1
+    counts = {
+        name: (wrong.compressions, right.compressions) for name, (wrong, right) in runs.items()
+    }
+    assert counts["share at every token"] == (LENGTH - 1, (LENGTH - 1) // 3)
+    assert counts["hooks, share kept"] == ((LENGTH - 1) // 3 * 2, (LENGTH - 1) // 3)
+    assert counts["hooks, fixed size"] == ((LENGTH - 1) * 2, LENGTH - 1)
+    assert [right.positions for _, right in runs.values()] == ["original"] * 5 + [
+        "in_cache",
+        "original",
+        "in_cache",
+        "original",
+    ]
