@@ -32,23 +32,21 @@ def best_told(table: pd.DataFrame) -> str:
     """Who recalls most of the methods in `table`, a row each, and how much."""
     best = leaders(table)
     if best.empty:
-        return "the compressed ones nothing"
+        return "no compressed one any"
     if len(best) > 1:
         share = best["accuracy_%"].iloc[0]
-        return f"{len(best)} of {len(table)} methods, level at the top, {share:.0f}%"
-    return f"{best.group.iloc[0]}, the best method, {estimate(best.iloc[0])}"
+        return f"{len(best)} of {len(table)} methods, level at the top, {share:.3g}%"
+    return f"the best method, {best.group.iloc[0]}, {estimate(best.iloc[0])}"
 
 
 def copying_title(methods: pd.DataFrame, full: pd.Series) -> str:
     """Of the rows of `price_table` at one budget: `methods`, and the full cache's."""
-    title = f"From beyond {full.budget:,} tokens the full cache copies {full['accuracy_%']:.0f}%, "
-    title += best_told(methods)
-    if full["accuracy_%"] == 0:
-        return title
-    little = (methods["accuracy_%"] < LITTLE * full["accuracy_%"]).sum()
-    return (
-        f"{title},\n{little} of {len(methods)} methods less than a fifth as much as the full cache"
-    )
+    title = f"Of copies from beyond {full.budget:,} tokens the full cache makes "
+    title += f"{full['accuracy_%']:.0f}%, "
+    if full["accuracy_%"] > 0:
+        little = (methods["accuracy_%"] < LITTLE * full["accuracy_%"]).sum()
+        title += f"{little} of {len(methods)} methods\nless than a fifth of that, "
+    return title + best_told(methods)
 
 
 def hidden(methods: pd.DataFrame, full: pd.Series) -> pd.DataFrame:
