@@ -32,7 +32,7 @@ def best_told(table: pd.DataFrame) -> str:
     """Who recalls most of the methods in `table`, a row each, and how much."""
     best = leaders(table)
     if best.empty:
-        return "no compressed one any"
+        return "all methods none"
     if len(best) > 1:
         share = best["accuracy_%"].iloc[0]
         return f"{len(best)} of {len(table)} methods, level at the top, {share:.3g}%"
@@ -61,7 +61,7 @@ def price_title(methods: pd.DataFrame, full: pd.Series) -> str:
     title = f"With {full.budget:,} tokens kept {near} of {len(methods)} methods stay within 25% of "
     title += "the full cache's\nperplexity"
     if full["accuracy_%"] == 0:
-        return f"{title}; it copies nothing from beyond them either"
+        return f"{title}, which itself copies nothing from beyond them"
     if near == 0:
         return title
     return f"{title}; {len(hidden(methods, full))} of these {near} copy less than a fifth as much"
@@ -71,7 +71,9 @@ def agreement(methods: pd.DataFrame) -> str:
     """A sentence: does perplexity rank the methods as recall does?"""
     columns = ["ratio", "accuracy_%"]
     if methods[columns].nunique().min() < 2:
-        return "Level in one of the two, the methods have no rank correlation of both."
+        return (
+            "All methods are level in perplexity or in copying: the two have no rank correlation."
+        )
     correlation = methods[columns].corr(method="spearman").iloc[0, 1]
     return (
         f"Over the {len(methods)} methods the rank correlation of perplexity and copying is "
