@@ -45,7 +45,7 @@ def copying_title(methods: pd.DataFrame, full: pd.Series) -> str:
     title += f"{full['accuracy_%']:.0f}%, "
     if full["accuracy_%"] > 0:
         little = (methods["accuracy_%"] < LITTLE * full["accuracy_%"]).sum()
-        title += f"{little} of {len(methods)} methods\nless than a fifth of that, "
+        title += f"{little} of {len(methods)} methods less than a fifth of that, "
     return title + best_told(methods)
 
 
@@ -59,7 +59,7 @@ def price_title(methods: pd.DataFrame, full: pd.Series) -> str:
     """What perplexity hides, of the same rows as in `copying_title`."""
     near = (methods.ratio < NEAR).sum()
     title = f"With {full.budget:,} tokens kept {near} of {len(methods)} methods stay within 25% of "
-    title += "the full cache's\nperplexity"
+    title += "the full cache's perplexity"
     if full["accuracy_%"] == 0:
         return f"{title}, which itself copies nothing from beyond them"
     if near == 0:

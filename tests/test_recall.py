@@ -121,7 +121,7 @@ def test_what_the_titles_of_recall_say():
     table = rows([10, 60, 0, 20], [1.1, 1.5, 1.2, 1.3])
     assert leaders(table).group.tolist() == ["b"]
     assert hidden(table, FULL).group.tolist() == ["a", "c"]  # below a fifth of 80, near 1
-    assert "2 of 4 methods\nless than a fifth" in copying_title(table, FULL)
+    assert "2 of 4 methods less than a fifth" in copying_title(table, FULL)
     assert "the best method, b, 60% (0 to 100)" in copying_title(table, FULL)
     assert price_title(table, FULL).endswith("; 2 of these 2 copy less than a fifth as much")
     ranks = [2, 4, 1, 3], [1, 4, 2, 3]
