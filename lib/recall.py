@@ -22,7 +22,7 @@ from .compressors.base import require, require_int
 from .experiments import BASELINE, budget_of, buffers_of
 from .perplexity import Evaluation
 from .progress import progress
-from .stats import mean_ci
+from .stats import mean_ci, share_ci
 
 NAMES = ("red", "blue", "green", "black", "white", "brown", "pink", "grey", "gold", "silver")
 SENTENCE = " The pass key of the {} door is{}. Remember it."
@@ -83,12 +83,15 @@ def copying_runs(copies: Copies, results: Mapping[str, Evaluation], cue: int) ->
 def recall_table(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Mean of `right` in percent by the columns `by`, with its 95% interval over texts.
 
-    A text counts with the mean of its rows. The interval stays within 0 to 100.
+    A text counts with the mean of its rows. Where `right` is yes or no the interval is Wilson's,
+    otherwise the bootstrap's, kept within 0 to 100.
     """
     rows = []
     for key, part in runs.groupby(by, sort=False):
-        estimate = 100 * np.array(mean_ci(part.groupby("text").right.mean()))
-        mean, low, high = estimate.clip(0, 100).tolist()  # nan stays nan
+        values = part.groupby("text").right.mean()
+        yes_or_no = part.right.dtype == bool
+        estimate = share_ci(values.sum(), len(values)) if yes_or_no else mean_ci(values)
+        mean, low, high = (100 * np.array(estimate)).clip(0, 100).tolist()  # nan stays nan
         named = {"accuracy_%": mean, "accuracy_%_low": low, "accuracy_%_high": high}
         rows.append(dict(zip(by, key, strict=True)) | named | {"n_texts": part.text.nunique()})
     return pd.DataFrame(rows)

@@ -12,7 +12,7 @@ from .compressors.base import require
 from .models import REFERENCE
 from .paths import MODELS, local_path
 from .reference import read_log
-from .stats import mean_ci
+from .stats import mean_ci, share_ci
 
 
 def other_starts(texts: torch.Tensor, tokenizer, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -49,7 +49,8 @@ def sink_table(strengths: Mapping[str, np.ndarray], threshold: float = 0.3) -> p
 
     Columns `heads_%` (share of heads with a sink at the first token), `mean` and `strongest` (the
     attention on it in the mean over heads, in the strongest head of each text), each with `_low`
-    and `_high` (95% over texts); `elsewhere_%` (heads with a sink at another key of K).
+    and `_high` (95% over texts, from 0 to all); `texts_with_sink_%` (texts in which any head has
+    one), with Wilson's interval; `elsewhere_%` (heads with a sink at another key of K).
     """
     rows = []
     for name, strength in strengths.items():
@@ -59,9 +60,12 @@ def sink_table(strengths: Mapping[str, np.ndarray], threshold: float = 0.3) -> p
         values = {"heads_%": 100 * (first > threshold).mean(1)}
         values |= {"mean": first.mean(1), "strongest": first.max(1)}
         for column, by_text in values.items():
-            row[column], low, high = mean_ci(by_text)
-            short = column.removesuffix("_%")
+            whole, short = (100 if column.endswith("%") else 1), column.removesuffix("_%")
+            row[column], low, high = np.clip(mean_ci(by_text), 0, whole).tolist()
             row |= {f"{short}_low": low, f"{short}_high": high}
+        found = share_ci((first > threshold).any(1).sum(), len(first))
+        columns = ("texts_with_sink_%", "texts_low", "texts_high")
+        row |= {column: 100 * x for column, x in zip(columns, found, strict=True)}
         row["elsewhere_%"] = 100 * float((others > threshold).mean())
         rows.append(row | {"n_texts": len(first), "n_heads": first.shape[1]})
     return pd.DataFrame(rows)

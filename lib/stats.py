@@ -7,6 +7,8 @@ import pandas as pd
 import torch
 from scipy.stats import norm, t
 
+from .compressors.base import require
+
 
 def mean_ci(values, level: float = 0.95) -> tuple[float, float, float]:
     """Mean of `values` (n,) and its bootstrap confidence interval over them: mean, low, high.
@@ -33,6 +35,20 @@ def mean_ci(values, level: float = 0.95) -> tuple[float, float, float]:
 def _resamples(n: int) -> np.ndarray:
     """Which of `n` values each of 10,000 resamples draws, (10000, n)."""
     return np.random.default_rng(0).integers(n, size=(10_000, n))
+
+
+def share_ci(hits: float, n: int) -> tuple[float, float, float]:
+    """Share `hits / n` of n independent tries and its 95% interval (Wilson 1927): share, low, high.
+
+    It has a width where all tries agree, too. A try may be a share itself, and `hits` their sum: it
+    varies no more than one that hits or misses, so that the interval is rather too wide. Raises
+    ValueError for `hits` outside 0 to n.
+    """
+    require(n > 0 and 0 <= hits <= n, "hits", hits, f"0 to n = {n}, which is above 0")
+    share, z2 = hits / n, float(norm.ppf(0.975)) ** 2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 * share * (1 - share) / n + (z2 / (2 * n)) ** 2) / (1 + z2 / n)
+    return share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def place_table(columns: dict[str, np.ndarray], axes: tuple[str, ...]) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from reference import FAMILIES, VOCAB, cached_model, project, rotate, tiny_ids, tiny_model
+from scipy.stats import binomtest
 
 from lib import (
     Evaluation,
@@ -25,6 +26,7 @@ from lib.stats import (
     place_table,
     ppl_ci,
     ppl_ratio_ci,
+    share_ci,
     summarise,
 )
 
@@ -131,6 +133,30 @@ def test_the_bootstrap_is_one():
     assert mean_ci(values) == (mean, low, high)  # the same twice
     shifted = mean_ci(10 * values + 3)
     assert shifted == pytest.approx([10 * x + 3 for x in (mean, low, high)])
+
+
+@pytest.mark.parametrize("n", [1, 2, 6, 12, 31, 100])
+def test_an_interval_of_a_share_is_wilsons(n):
+    for hits in range(n + 1):
+        other = binomtest(hits, n).proportion_ci(method="wilson")
+        assert share_ci(hits, n) == pytest.approx((hits / n, other.low, other.high), abs=1e-12)
+    assert share_ci(0, n)[:2] == (0, 0)
+    assert share_ci(n, n)[::2] == (1, 1)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0.5, 1), (1 / 3, 12), (2.5, 6), (11.9, 12)])
+def test_the_ends_of_a_share_of_shares_stand_1_96_deviations_off(hits, n):
+    """Of a coin whose share is the interval's end."""
+    share, *ends = share_ci(hits, n)
+    for end in ends:
+        deviation = math.sqrt(end * (1 - end) / n)
+        assert abs(share - end) == pytest.approx(1.959964 * deviation, rel=1e-6)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(-1, 5), (6, 5), (0, 0)])
+def test_impossible_shares_are_refused(hits, n):
+    with pytest.raises(ValueError, match="hits="):
+        share_ci(hits, n)
 
 
 def test_place_table():

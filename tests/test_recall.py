@@ -1,9 +1,11 @@
 """Copying and passkeys: where the spans stand, and what counts as recalled, against plain loops."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from reference import cached_model, tiny_ids
+from scipy.stats import spearmanr
 
 from lib import TOVA, FixSizeL2, RecentOnly, StreamingLLM, evaluate, generate, load_model
 from lib.experiments import experiment
@@ -20,7 +22,15 @@ from lib.recall import (
     sentence_passkeys,
     token_passkeys,
 )
-from lib.stats import mean_ci
+from lib.recall_plots import (
+    agreement,
+    best_told,
+    copying_title,
+    hidden,
+    leaders,
+    price_title,
+)
+from lib.stats import mean_ci, share_ci
 
 ZEROS = torch.zeros(3, 60, dtype=torch.long)  # a text in which every other token was put there
 
@@ -94,6 +104,43 @@ def test_copying_tables():
         assert row["ratio"] == pytest.approx(np.exp(np.mean(gaps)), rel=1e-5)
     with pytest.raises(ValueError, match="budgets="):
         price_table(copies, results, runs, [16, 40])
+
+
+def rows(accuracy: list[float], ratio: list[float]) -> pd.DataFrame:
+    """Rows as of `price_table`, at one budget."""
+    table = pd.DataFrame({"accuracy_%": accuracy, "ratio": ratio, "budget": 32})
+    table["group"] = list("abcd"[: len(table)])
+    ends = {"accuracy_%_low": 0.0, "accuracy_%_high": 100.0}
+    return table.assign(**ends)
+
+
+FULL = rows([80], [1]).iloc[0]
+
+
+def test_what_the_titles_of_recall_say():
+    table = rows([10, 60, 0, 20], [1.1, 1.5, 1.2, 1.3])
+    assert leaders(table).group.tolist() == ["b"]
+    assert hidden(table, FULL).group.tolist() == ["a", "c"]  # below a fifth of 80, near 1
+    assert "2 of 4 methods less than a fifth" in copying_title(table, FULL)
+    assert "the best method, b, 60% (0 to 100)" in copying_title(table, FULL)
+    assert price_title(table, FULL).endswith("; 2 of these 2 copy less than a fifth as much")
+    ranks = [2, 4, 1, 3], [1, 4, 2, 3]
+    assert f"{spearmanr(*ranks).statistic:+.2f}" in agreement(table)
+
+
+def test_titles_name_no_best_where_none_is():
+    level = rows([50, 0, 50, 50], [2.0, 2.0, 3.0, 2.0])
+    assert leaders(level).group.tolist() == ["a", "c", "d"]
+    assert best_told(level) == "3 of 4 methods, level at the top, 50%"
+    assert "copy" not in price_title(level, FULL)  # no perplexity is near the full cache's
+    for constant in (rows([0, 0, 0], [1.1, 1.2, 1.3]), rows([10, 20], [1, 1]), rows([30], [1.2])):
+        assert "no rank correlation" in agreement(constant)
+        nothing = rows([0], [1]).iloc[0]
+        for full in (FULL, nothing):
+            said = copying_title(constant, full) + price_title(constant, full)
+            assert "nan" not in said
+            assert ("best" in said) == (constant["accuracy_%"].max() > 0)
+        assert "fifth" not in said  # of nothing
 
 
 def test_token_passkeys():
@@ -187,10 +234,10 @@ def test_passkey_tables():
             assert rows.n_texts.tolist() == [4, 4]
             expected = [25.0 * sum(text[depth] for text in exact) for depth in (0, 1)]
             assert rows["accuracy_%"].tolist() == pytest.approx(expected)
-            row, each = whole.loc[name, length], [50.0 * sum(text) for text in exact]
-            expected = np.array(mean_ci(each)).clip(0, 100)  # a text counts once
-            found = [row[f"accuracy_%{end}"] for end in ("", "_low", "_high")]
-            assert found == pytest.approx(expected)
+            row, each = whole.loc[name, length], [sum(text) / 2 for text in exact]
+            found = [row[f"accuracy_%{end}"] / 100 for end in ("", "_low", "_high")]
+            assert found == pytest.approx(share_ci(sum(each), 4))  # a text counts once
+            assert found[1] < found[2]  # also where all agree
 
 
 def test_the_reference_model_retrieves_what_it_can_see():

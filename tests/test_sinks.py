@@ -11,7 +11,7 @@ from lib import attention_maps, load_tokenizer, sink_strength
 from lib.paths import MODELS
 from lib.rolling import rolling_nll
 from lib.sinks import other_starts, sink_table, strength_by_text, training_sinks
-from lib.stats import mean_ci
+from lib.stats import mean_ci, share_ci
 
 LOG = MODELS / "reference" / "training_log.json"
 
@@ -63,7 +63,9 @@ def test_strength_by_text_is_that_of_each(family, length, num_keys):
     np.testing.assert_allclose(strength.mean(0), together, atol=1e-6)
 
 
-@pytest.mark.parametrize(("texts", "keys", "threshold"), [(2, 1, 0.3), (6, 4, 0.3), (5, 3, 0.7)])
+@pytest.mark.parametrize(
+    ("texts", "keys", "threshold"), [(2, 1, 0.3), (6, 4, 0.3), (5, 3, 0.7), (8, 2, 0.9)]
+)
 def test_sink_table_counts_heads(texts, keys, threshold):
     layers, heads = 3, 2
     strengths = np.random.default_rng(texts).random((2, texts, layers, heads, keys))
@@ -83,7 +85,12 @@ def test_sink_table_counts_heads(texts, keys, threshold):
             ("strongest", "strongest", strongest),
         ):
             found = row[name], row[f"{short}_low"], row[f"{short}_high"]
-            assert found == pytest.approx(mean_ci(values))
+            whole = 100 if name == "heads_%" else 1
+            expected = [min(max(x, 0), whole) for x in mean_ci(values)]
+            assert found == pytest.approx(expected)
+        begun = sum(share > 0 for share in shares)
+        found = [row[name] / 100 for name in ("texts_with_sink_%", "texts_low", "texts_high")]
+        assert found == pytest.approx(share_ci(begun, texts))
         assert row["elsewhere_%"] == pytest.approx(100 * elsewhere / (texts * layers * heads))
         assert (row["n_texts"], row["n_heads"]) == (texts, layers * heads)
 
