@@ -146,7 +146,7 @@ def plain_log(axis: Axis) -> None:
 
 def figure_title(fig: Figure, text: str) -> None:
     """A title over all panels, in the place and weight of a single panel's; long ones wrap."""
-    fig.suptitle(textwrap.fill(text, 78), x=0.02, ha="left", fontsize=13, weight="bold")
+    fig.suptitle(textwrap.fill(text, 74), x=0.02, ha="left", fontsize=13, weight="bold")
 
 
 def label_line_ends(ax: Axes, gap: float = 0.06) -> None:
