@@ -137,9 +137,13 @@ def mark(ax: Axes, x: float, text: str) -> None:
 
 
 def plain_log(axis: Axis) -> None:
-    """A log axis with labels such as 0.5, 20 and 1,000 at 1, 2 and 5 of every decade."""
+    """A log axis with labels such as 0.5, 20 and 1,000 at 1, 2 and 5 of every decade.
+
+    Over four decades or more there are labels at whole decades only.
+    """
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e4 * low else (1,)))
     axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axis.set_minor_formatter(NullFormatter())
 
