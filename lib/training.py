@@ -21,6 +21,7 @@ from .progress import progress
 from .recipe import Phase, Recipe, build_model, check_same
 
 HELDOUT = (32, 256)  # texts of an evaluation, and tokens of a text
+SINK_TEXTS = 8  # of these for the strength of sinks
 
 
 @torch.no_grad()
@@ -29,7 +30,7 @@ def probe(model, heldout: torch.Tensor) -> dict:
     ids = heldout.to(model.device)
     logits = model(input_ids=ids, use_cache=False).logits.float()
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    sinks = sink_strength(model, ids[:8])[:, :, 0]  # (L, H)
+    sinks = sink_strength(model, ids[:SINK_TEXTS])[:, :, 0]  # (L, H)
     return {
         "heldout_loss": loss.item(),
         "copying_loss": copying_loss(model),
