@@ -73,15 +73,8 @@ def brief(table: pd.DataFrame) -> pd.DataFrame:
     rows = table[table.method != BASELINE]
     keys = pd.MultiIndex.from_frame(rows[["shape", "context"]])
     rows = rows.assign(baseline_ms=base.reindex(keys).to_numpy())
-    columns = [
-        "tpot_ms",
-        "baseline_ms",
-        "speedup",
-        "against_token_1000",
-        "bookkeeping_%",
-        "limit_%",
-    ]
-    return rows[["shape", "context", "method", *columns]]
+    columns = ["n", "tpot_ms", "baseline_ms", "speedup", "against_token_1000"]
+    return rows[["shape", "context", "method", *columns, "bookkeeping_%", "limit_%"]]
 
 
 def main() -> None:
@@ -98,7 +91,7 @@ def main() -> None:
         f"One step of decoding, batch 1, float32, by context (random keys, no prefill): speed-up "
         f"over DynamicCache, TPOT against that at token 1,000, time in the cache against a step of "
         f"DynamicCache with {options.cache} tokens, share of the limit (memory read at the "
-        f"machine's rate). Medians and quartiles. {machine_line()}."
+        f"machine's rate). Medians and quartiles over n interleaved repeats. {machine_line()}."
     )
     save_table(table, "decoding", caption)
     save_table(brief(table), "decoding_brief", caption.replace("Medians and quartiles", "Medians"))

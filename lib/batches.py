@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 EOS = 0  # `<|endoftext|>`, the first token of every training sequence
 IGNORE = -100  # label of a token that can't be predicted
+COPIED = (8, 64)  # rows of random tokens that are copied in an evaluation, and tokens of a row
 
 
 def train_tokenizer(text: str, vocab_size: int) -> PreTrainedTokenizerFast:
@@ -69,8 +70,13 @@ def make_batch(
 
 
 @torch.no_grad()
-def copying_loss(model, batch_size: int = 8, length: int = 64, seed: int = 1) -> float:
-    """Loss (nats per token) on the second of two identical rows of random tokens."""
+def copying_loss(
+    model, batch_size: int = COPIED[0], length: int = COPIED[1], seed: int = 1
+) -> float:
+    """Loss (nats per token) on the second of two identical rows of random tokens.
+
+    That is `length - 1` tokens a row: nothing says that the second row begins.
+    """
     rng = np.random.default_rng(seed)
     block = rng.integers(1, model.config.vocab_size, (batch_size, length))
     rows = np.concatenate([np.full((batch_size, 1), EOS), block, block], 1)

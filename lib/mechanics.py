@@ -84,11 +84,14 @@ def trace(model, ids: torch.Tensor, settings: Mapping[str, Setting]) -> pd.DataF
 
 
 def trace_table(traced: pd.DataFrame, first: int) -> pd.DataFrame:
-    """What `trace` saw from step `first` on, where the cache is full: a row per setting."""
+    """What `trace` saw from step `first` on, where the cache is full: a row per setting.
+
+    Lengths are over `n_steps` steps of the one text; `evictions` and `evicted` are those of all.
+    """
     rows = []
     for name, part in traced.groupby("cache", sort=False):
         full, last = part[part.step >= first], part.iloc[-1]
-        row = {"cache": name, "steps": len(part), "shortest": full.held.min()}
+        row = {"cache": name, "n_texts": 1, "n_steps": len(full), "shortest": full.held.min()}
         row |= {"mean_held": full.held.mean(), "longest": full.held.max()}
         row |= {"evictions": last.evictions, "evicted": last.evicted}
         cut = last.evicted / last.evictions if last.evictions else np.nan

@@ -26,6 +26,8 @@ _NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 _RANGE = re.compile(rf"\s*({_NUMBER})?\s*\.\.\s*({_NUMBER})?\s*")
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]\s*$")
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool}
+# YAML's spellings: `-p plot false` comes as a string, which papermill makes a bool of `False` only
+_BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _SECTION = re.compile(r"\d\d_\w+")
 
 
@@ -89,6 +91,8 @@ def _with_article(noun: str) -> str:
 
 def _exact(value: Any, type_name: str) -> Any:
     """`value` as the type if nothing is lost by it, else None. A bool is not a number."""
+    if type_name == "bool" and isinstance(value, str):
+        return _BOOLS.get(value)
     if type_name in ("str", "bool"):
         return value if isinstance(value, _TYPES[type_name]) else None
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -68,13 +68,16 @@ def place_table(columns: dict[str, np.ndarray], axes: tuple[str, ...]) -> pd.Dat
 
 
 def ppl_ci(nll: torch.Tensor) -> tuple[float, float, float]:
-    """Perplexity over all tokens of `nll` (texts, tokens), and its interval over texts."""
-    return tuple(float(np.exp(x)) for x in mean_ci(nll.double().mean(-1).numpy()))
+    """Perplexity over all tokens of `nll` (texts, tokens), and its interval over texts.
+
+    No perplexity is below 1, where Student's t of few texts would go: there the interval is cut.
+    """
+    return tuple(float(np.exp(np.maximum(x, 0))) for x in mean_ci(nll.double().mean(-1).numpy()))
 
 
 def ppl_ratio_ci(nll: torch.Tensor, base: torch.Tensor) -> tuple[float, float, float]:
     """Perplexity of `nll` over that of `base`, paired by text: ratio, low, high."""
-    return ppl_ci(nll - base)
+    return tuple(float(np.exp(x)) for x in mean_ci((nll - base).double().mean(-1).numpy()))
 
 
 def summarise(runs: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
@@ -111,7 +114,8 @@ def on_top_of(
     """Perplexity by position of a method known at the tokens `targets` only, as by `by_position`.
 
     `sample` is (texts, targets), `base` another method's (texts, tokens): the paired ratio of the
-    two at the targets, on top of the other's curve. Fewer than four targets make no row.
+    two at the targets, on top of the other's curve, cut at 1 as there. Fewer than four targets
+    make no row.
     """
     rows = []
     spans = zip(edges[:-1], edges[1:], strict=True)
@@ -119,7 +123,7 @@ def on_top_of(
         inside = (targets >= low) & (targets < high)
         if inside.sum() >= 4:
             gap = ppl_ratio_ci(sample[:, inside], base[:, targets[inside] - 1])
-            ppl, ppl_low, ppl_high = (known.ppl * ratio for ratio in gap)
+            ppl, ppl_low, ppl_high = (np.maximum(known.ppl * ratio, 1) for ratio in gap)
             row = {"position": known.position, "ppl": ppl}
             rows.append(row | {"ppl_low": ppl_low, "ppl_high": ppl_high})
     return pd.DataFrame(rows)

@@ -7,73 +7,21 @@ A run is a list of phases; it checkpoints, and called again it goes on where it 
 import copy
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from .attention import sink_strength
 from .batches import EOS, IGNORE, copying_loss, make_batch
 from .paths import atomic_path
 from .progress import progress
+from .recipe import Phase, Recipe, build_model, check_same
 
-
-@dataclass(kw_only=True)
-class Phase:
-    """`steps` updates with one optimizer and one context; the learning rate falls linearly."""
-
-    steps: int
-    context: int = 256  # tokens per sequence
-    batch_size: int = 16  # sequences per update
-    optimizer: str = "adamw"  # "muon": Muon for the matrices inside layers, AdamW for the rest
-    lr: float = 1.5e-3  # AdamW, at the start of the phase
-    lr_end: float = 1.5e-3  # AdamW, at its end; Muon's rate falls by the same factor
-    muon_lr: float = 0.02
-    warmup: int = 100  # steps
-
-
-@dataclass
-class Recipe:
-    """Shape, data mix and phases of one training run."""
-
-    phases: list[Phase]
-    vocab_size: int = 4096
-    hidden_size: int = 192
-    num_layers: int = 6
-    num_heads: int = 6
-    rotary: float = 0.5  # share of each head that is rotated
-    max_context: int = 1024  # tokens
-    copy_share: float = 0.20  # share of sequences with a span copied to a later place
-    repeat_share: float = 0.12  # share of sequences that are random tokens repeated
-    weight_decay: float = 0.05
-    seed: int = 0
-    eval_every: int = 200  # steps
-    compile: bool = False  # torch.compile: 1.5x faster on CPU, needs a C++ compiler
-    device: str = "cpu"
-
-
-def build_model(recipe: Recipe) -> GPTNeoXForCausalLM:
-    """The untrained model of `recipe`, on CPU in float32."""
-    torch.manual_seed(recipe.seed)
-    config = GPTNeoXConfig(
-        vocab_size=recipe.vocab_size,
-        hidden_size=recipe.hidden_size,
-        num_hidden_layers=recipe.num_layers,
-        num_attention_heads=recipe.num_heads,
-        intermediate_size=4 * recipe.hidden_size,
-        max_position_embeddings=recipe.max_context,
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-            "partial_rotary_factor": recipe.rotary,
-        },
-        bos_token_id=EOS,
-        eos_token_id=EOS,
-    )
-    return GPTNeoXForCausalLM(config)
+HELDOUT = (32, 256)  # texts of an evaluation, and tokens of a text
+SINK_TEXTS = 8  # of these for the strength of sinks
 
 
 @torch.no_grad()
@@ -82,7 +30,7 @@ def probe(model, heldout: torch.Tensor) -> dict:
     ids = heldout.to(model.device)
     logits = model(input_ids=ids, use_cache=False).logits.float()
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    sinks = sink_strength(model, ids[:8])[:, :, 0]  # (L, H)
+    sinks = sink_strength(model, ids[:SINK_TEXTS])[:, :, 0]  # (L, H)
     return {
         "heldout_loss": loss.item(),
         "copying_loss": copying_loss(model),
@@ -120,7 +68,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, train_tokens, heldout_tokens, folder: Path):
         self.recipe = recipe
         self.tokens = np.asarray(train_tokens)
-        self.heldout = _heldout_batch(heldout_tokens)
+        self.heldout = heldout_batch(heldout_tokens)
         self.checkpoint = Path(folder) / "checkpoint.pt"
         self.model = build_model(recipe).to(recipe.device)
         self.state = {"phase": 0, "step": 0, "total": 0, "seen": 0, "seconds": 0.0, "log": []}
@@ -205,7 +153,7 @@ class Trainer:
     def _load(self) -> None:
         saved = torch.load(self.checkpoint, map_location=self.recipe.device, weights_only=True)
         self.state = saved["state"]
-        _check_same(saved["recipe"], asdict(self.recipe), self.state)
+        check_same(saved["recipe"], asdict(self.recipe), self.state)
         self.model.load_state_dict(saved["model"])
         if saved["optimizers"]:
             phase = self.recipe.phases[self.state["phase"]]
@@ -214,30 +162,9 @@ class Trainer:
                 optimizer.load_state_dict(old)
 
 
-def _check_same(old: dict, new: dict, state: dict) -> None:
-    """Refuse to go on with another shape, data mix, seed, or other phases where they are begun.
-
-    Only the number of steps of the phase under way may change, and not below those done.
-    """
-    for name in sorted(set(old) - {"phases", "eval_every", "compile", "device"}):
-        if old[name] != new[name]:
-            raise ValueError(
-                f"{name}={new[name]!r}: this run was begun with {old[name]!r}; use another run_name"
-            )
-    begun, under_way = (copy.deepcopy(x["phases"][: state["phase"] + 1]) for x in (old, new))
-    if not state["step"]:
-        begun, under_way = (phases[: state["phase"]] for phases in (begun, under_way))
-    elif len(under_way) == len(begun) and under_way[-1]["steps"] >= state["step"]:
-        under_way[-1]["steps"] = begun[-1]["steps"]
-    if begun != under_way:
-        raise ValueError(
-            f"phases={under_way!r}: this run was begun with {begun!r} and has done "
-            f"{state['step']} steps of phase {state['phase']}; use another run_name"
-        )
-
-
-def _heldout_batch(tokens, rows: int = 32, span: int = 256) -> torch.Tensor:
-    """The first held-out tokens as texts of `span`, each with its first token: (rows, span)."""
+def heldout_batch(tokens) -> torch.Tensor:
+    """The first held-out tokens as texts, each with its first token: `HELDOUT`."""
+    rows, span = HELDOUT
     body = torch.as_tensor(np.asarray(tokens[: rows * (span - 1)], dtype=np.int64))
     return torch.cat([torch.full((rows, 1), EOS), body.view(rows, span - 1)], 1)
 

@@ -175,10 +175,19 @@ def test_perplexity_intervals():
     assert ppl_ci(nll) == pytest.approx((math.e**2,) * 3)
     base = torch.tensor([[0.0, 2.0], [1.0, 1.0]])
     assert ppl_ratio_ci(nll, base) == pytest.approx((math.e,) * 3)
-    low = torch.tensor([[0.0, 0.0], [2.0, 2.0]])
+    far = torch.tensor([[19.0, 19.0], [21.0, 21.0]])
     half = 12.706  # Student's t for one degree of freedom, times a standard error of 1
-    expected = (math.e, math.exp(1 - half), math.exp(1 + half))
-    assert ppl_ci(low) == pytest.approx(expected, rel=1e-3)
+    expected = (math.exp(20), math.exp(20 - half), math.exp(20 + half))
+    assert ppl_ci(far) == pytest.approx(expected, rel=1e-3)
+
+
+def test_no_perplexity_is_below_one_but_a_ratio_is():
+    nll = torch.tensor([[0.0, 0.0], [2.0, 2.0]])
+    half = 12.706
+    assert ppl_ci(nll) == pytest.approx((math.e, 1, math.exp(1 + half)), rel=1e-3)
+    expected = (math.exp(-1), math.exp(-1 - half), math.exp(-1 + half))
+    assert ppl_ratio_ci(nll, torch.full((2, 2), 2.0)) == pytest.approx(expected, rel=1e-3)
+    assert ppl_ci(nll[1:]) == pytest.approx((math.e**2, math.nan, math.nan), nan_ok=True)
 
 
 def test_by_position():
@@ -188,7 +197,7 @@ def test_by_position():
     assert table.position.tolist() == pytest.approx([2.0, 8.0])
     assert table.ppl.tolist() == pytest.approx([1.0, 9.0])
     half = 12.706 * math.log(3)  # log(9) and the standard error log(3)
-    assert np.log(table.ppl_low).tolist() == pytest.approx([0, math.log(9) - half], rel=1e-3)
+    assert table.ppl_low.tolist() == [1, 1]  # 9 / 3 ** 12.706 is no perplexity
     assert np.log(table.ppl_high).tolist() == pytest.approx([0, math.log(9) + half], rel=1e-3)
 
 
@@ -218,16 +227,18 @@ def test_summarise():
     pd.testing.assert_frame_equal(summarise(runs, ["method"], ["x"]), expected)
 
 
-def test_on_top_of():
-    base = torch.zeros(2, 16) + torch.tensor([[1.0], [3.0]])
+@pytest.mark.parametrize("mean", [2.0, 12.0])
+def test_on_top_of(mean):
+    base = torch.zeros(2, 16) + torch.tensor([[mean - 1], [mean + 1]])
     targets = torch.tensor([1, 2, 3, 9, 10, 11, 12])  # three before position 4, four from there on
     sample = base[:, targets - 1] + torch.tensor([[0.5], [1.5]])
     (row,) = on_top_of(sample, base, targets, np.array([0, 4, 16])).to_dict("records")
     assert row["position"] == pytest.approx(8)
-    assert row["ppl"] == pytest.approx(math.exp(2 + 1))
+    assert row["ppl"] == pytest.approx(math.exp(mean + 1))
     half = 12.706 * 0.5  # Student's t for one degree of freedom, times a standard error of 0.5
-    assert math.log(row["ppl_low"]) == pytest.approx(3 - half, rel=1e-3)
-    assert math.log(row["ppl_high"]) == pytest.approx(3 + half, rel=1e-3)
+    low, high = math.log(row["ppl_low"]), math.log(row["ppl_high"])
+    assert low == pytest.approx(max(0, mean + 1 - half), rel=1e-3)
+    assert high == pytest.approx(mean + 1 + half, rel=1e-3)
 
 
 def test_recompute_of_several_texts_is_that_of_each():

@@ -144,7 +144,7 @@ def test_the_table_of_a_sawtooth():
     traced = pd.DataFrame({"cache": "lazy", "step": range(1, 9), "held": held})
     traced = traced.assign(evictions=evictions, evicted=traced.step - traced.held)
     row = trace_table(traced, 2).iloc[0]
-    assert (row.steps, row.shortest, row.longest) == (8, 2, 4)
+    assert (row.n_texts, row.n_steps, row.shortest, row.longest) == (1, 7, 2, 4)
     assert row.mean_held == pytest.approx(20 / 7)
     assert (row.evictions, row.evicted, row.tokens_per_eviction) == (2, 6, 3)
 

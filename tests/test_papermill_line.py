@@ -84,6 +84,19 @@ def test_all_ways_to_give_parameters(speed):
     }
 
 
+@pytest.mark.parametrize(("spelt", "meant"), [("false", False), ("False", False), ("TRUE", True)])
+def test_a_bool_is_spelt_as_in_yaml_or_python(sandbox, spelt, meant):
+    """papermill itself reads `-p plot false` as a string, and a string is true."""
+    write_notebook(sandbox.notebook("03_speed"), "plot", parameters="plot: bool = True")
+    done = sandbox.call(*LINE[:2], "-p", "plot", spelt)
+    assert done.returncode == 0, done.stderr
+    copy = nbformat.read(sandbox.results / COPY, as_version=4)
+    assert copy.cells[-1].outputs[0]["data"]["text/plain"] == str(meant)
+    refused = sandbox.call(*LINE[:2], "-p", "plot", "no")
+    assert refused.returncode == 2
+    assert "parameter plot must be a bool; got 'no'" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -12,6 +12,8 @@ from lib.params import Parameter, ParameterError, changed, check, read_contract,
 from lib.paths import PARAMS
 from lib.run import choose, read_parameters
 
+NO_BOOL = st.text().filter(lambda text: text.lower() not in ("true", "false"))
+
 
 @pytest.fixture(scope="module")
 def contract(tmp_path_factory) -> list[Parameter]:
@@ -80,10 +82,17 @@ def test_a_range_holds_for_every_element(contract, value):
             check(contract, {"lengths": value})
 
 
-@given(
-    value=st.none() | st.text() | st.lists(st.integers()) | st.dictionaries(st.text(), st.none())
-)
-def test_what_is_no_number_is_refused(contract, value):
+@pytest.mark.parametrize("spelt", ["true", "True", "TRUE", "false", "False", "FALSE"])
+def test_yamls_words_are_bools_where_one_is_meant(contract, spelt):
+    assert check(contract, {"plot": spelt})["plot"] is (spelt.lower() == "true")
+    assert check(contract, {"model": spelt}) == {"model": spelt}
+    for name in ("cache", "ratio"):
+        with pytest.raises(ParameterError, match=f"got '{spelt}'"):
+            check(contract, {name: spelt})
+
+
+@given(value=st.none() | NO_BOOL | st.lists(st.integers()) | st.dictionaries(st.text(), st.none()))
+def test_what_is_no_number_nor_bool_is_refused(contract, value):
     for name in ("cache", "ratio", "plot"):
         with pytest.raises(ParameterError, match=f"parameter {name} must be"):
             check(contract, {name: value})
@@ -98,6 +107,9 @@ def test_what_is_no_number_is_refused(contract, value):
         pytest.param("ratio", 10**400, "a float in [0..1]", id="beyond all floats, as one"),
         ("cache", "abc", "an int in [1..1024]; got 'abc'"),
         ("plot", 1, "a bool; got 1"),
+        ("plot", "yes", "a bool; got 'yes'"),
+        ("plot", "tRUE", "a bool; got 'tRUE'"),
+        ("plot", " true", "a bool; got ' true'"),
         ("model", 410, "a str; got 410"),
         ("positions", "in-cache", "a str out of: in_cache, original; got 'in-cache'"),
         ("methods", ["a", "c"], "a list of str out of: a, b; got ['a', 'c']"),

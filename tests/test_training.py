@@ -7,11 +7,13 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lib import load_model
 from lib.batches import EOS, make_batch, train_tokenizer
-from lib.reference import read_log
-from lib.training import Phase, Recipe, build_model, ship, train
+from lib.recipe import Phase, Recipe, build_model
+from lib.reference import log_tables, read_log
+from lib.training import heldout_batch, probe, ship, train
 
 torch.set_num_threads(1)  # tiny models are slower on several
 VOCAB = 200
@@ -56,6 +58,23 @@ def test_log(uninterrupted):
     assert [row["phase"] for row in log] == [0, 0, 0, 1, 1]
     assert log[0]["heldout_loss"] == pytest.approx(math.log(VOCAB), rel=0.05)
     assert all(np.shape(row["sink_strength"]) == (2, 2) for row in log)
+
+
+def test_the_tokens_behind_each_loss(monkeypatch, uninterrupted):
+    """Counted where the losses are taken."""
+    model, log = uninterrupted
+    predicted, loss_of = [], F.cross_entropy
+
+    def counted(logits, labels):
+        predicted.append(len(labels))
+        return loss_of(logits, labels)
+
+    monkeypatch.setattr(F, "cross_entropy", counted)
+    probed = probe(model, heldout_batch(TOKENS))
+    assert probed.items() <= log[-1].items()
+    history, _ = log_tables(log)
+    assert history.n_train.tolist() == [0, 256, 256, 192, 192]
+    assert history[["n_heldout", "n_copying"]].drop_duplicates().to_numpy().tolist() == [predicted]
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 5, 7])

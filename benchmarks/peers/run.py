@@ -22,7 +22,7 @@ import inputs
 import torch
 from environments import versions
 from methods import PACKAGES
-from table import Cell, brief, caption, table
+from table import Cell, brief, brief_caption, caption, table
 from workers import start_workers
 
 from lib.paths import results_dir
@@ -105,16 +105,15 @@ def main() -> None:
     size = args.layers, args.hidden, args.heads, args.vocabulary
     tokens = max(*args.context, args.eval_tokens)
     measure(llama, lambda folder: inputs.random_llama(folder, tokens, *size), args)
-    trained = make_cells("reference", args.context[-1:], args.eval_text)
-    tokens = max(args.context[-1], args.eval_text)
+    trained = make_cells("reference", [max(args.context)], args.eval_text)
+    tokens = max(*args.context, args.eval_text)
     measure(trained, lambda folder: inputs.reference(folder, tokens), args)
     os.environ["KVLAB_RESULTS"] = str(args.out)
     os.environ["KVLAB_NOTEBOOK"] = "benchmarks/peers/run.py"
     os.environ["KVLAB_PARAMETERS"] = json.dumps(changed)
     rows = table(llama + trained, args.new_tokens)
     save_table(rows, "peers", caption(args))
-    above = "Beside other projects: medians of tokens/s at batch 1. Details and versions: peers.md."
-    save_table(brief(rows), "peers_brief", f"{above} {machine_line()}.")
+    save_table(brief(rows), "peers_brief", f"{brief_caption(rows)} {machine_line()}.")
 
 
 if __name__ == "__main__":

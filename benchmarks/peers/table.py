@@ -8,6 +8,12 @@ from statistics import median
 import pandas as pd
 from methods import Package
 
+PEAK = (
+    "peak_mib is how far the process' resident memory grew in one run, prompt included (n = 1, "
+    "the run that warms up)"
+)
+PPL = "ppl is that of one text"
+
 
 @dataclass
 class Cell:
@@ -56,6 +62,7 @@ class Cell:
             "tokens": self.length,
             "package": self.package.name,
             "method": self.method,
+            "n": len(rates),
             "tokens_per_s": rates.median(),
             "q25": rates.quantile(0.25),
             "q75": rates.quantile(0.75),
@@ -80,9 +87,11 @@ def brief(rows: pd.DataFrame) -> pd.DataFrame:
     decode = rows[(rows.task == "decode") & (rows.tokens == longest)].set_index(keys)
     evaluate = rows[rows.task == "evaluate"].set_index(keys)
     columns = {
+        "n_decode": decode.n,
         "decode_tokens_per_s": decode.tokens_per_s,
         "ttft_s": decode.ttft_s,
         "peak_mib": decode.peak_mib,
+        "n_evaluate": evaluate.n,
         "evaluate_tokens_per_s": evaluate.tokens_per_s,
         "ppl": evaluate.ppl,
     }
@@ -91,14 +100,23 @@ def brief(rows: pd.DataFrame) -> pd.DataFrame:
     return table.assign(failure=failure).reset_index()
 
 
+def brief_caption(rows: pd.DataFrame) -> str:
+    """What the columns of the brief table mean."""
+    decode = rows[rows.task == "decode"]
+    return (
+        "Beside other projects, batch 1: medians over n_decode repeats of decoding after "
+        f"{decode.tokens.max():,} tokens, and over n_evaluate of evaluation; {PEAK}; {PPL}. "
+        "Details and versions: peers.md."
+    )
+
+
 def caption(args: argparse.Namespace) -> str:
     """What the columns mean and where the methods' definitions differ."""
     return (
         f"Decoding (tokens: the prompt's) and evaluation at batch 1 with {args.cache} tokens kept, "
-        f"4 sinks among them: median and quartiles of tokens/s over {args.repeats} interleaved "
-        f"repeats ({args.eval_repeats} of evaluation) on {args.threads} threads. Decoding times "
-        f"{args.new_tokens} steps after {args.settle} untimed ones; peak_mib is how far the "
-        "process' resident memory grew in one run, prompt included. kv-lab streams the prompt, the "
+        "4 sinks among them: median and quartiles of tokens/s and median ttft_s over n interleaved "
+        f"repeats on {args.threads} threads. Decoding times {args.new_tokens} steps after "
+        f"{args.settle} untimed ones; {PEAK}; {PPL}. kv-lab streams the prompt, the "
         "others read it dense and cut afterwards; kvpress cuts after every token, lazy after every "
         f"{args.settle}. Evaluation reads 512 tokens at a time or one. Original positions: kept "
         "keys stay rotated as they were in the text; otherwise distances are counted inside the "
