@@ -118,7 +118,7 @@ def filled_cache(
     keys, values = (torch.randn(1, heads, length, width, **like) for _ in range(2))
     dense = DynamicCache(config=model.config)
     cache = dense if method is None else CompressedCache(model, method, buffer)
-    scored = method is not None and cache.scored
+    scored = method is not None and cache.kind.scored
     require(
         not scored, "method", method, "one that does not look at attention: there are no queries"
     )

@@ -10,19 +10,19 @@ and gets it for that step alone.
 """
 
 import copy
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedConfig
 
-from .checks import check_config, check_method, check_model, left_pads
+from .checks import check_config, check_method, check_model, new_pads
 from .compressors import Compressor
 from .compressors.base import require, require_int
 from .hooks import Announced, attach
-from .layers import Layer, WindowLayer
+from .kinds import Scattered, Windowed
+from .layers import WindowLayer
 from .rope import find_rope, head_width, rotary_embeddings
-from .scattered import ScatteredLayer
-from .slots import Slots
-from .steps import Step, mask_of_one, plan
+from .steps import Step, mask_of_one
 
 # float32 angles lose precision with the position, so positions start again every so many tokens
 REBASE_EVERY = 1024
@@ -65,25 +65,23 @@ class CompressedCache(Announced):
         learned = model is not None and not rotary_embeddings(model)
         self.last_position = config.max_position_embeddings if learned else None
         self.dtype = getattr(model_or_config, "dtype", None) or torch.float32
-        self.width = head_width(config)
         window = compressor.window
         require(window or not static, "static", static, "False for methods that look at the keys")
-        self.slots = Slots(window, buffer) if window else None
-        super().__init__(layers=self._layers(config.num_hidden_layers))
-        # whether tokens are scored by attention
-        self.scored = self.slots is None and any(layer.queries for layer in self.layers)
+        number = config.num_hidden_layers
+        if window:
+            dense, width = prefill == "dense", head_width(config)
+            self.kind = Windowed(window, buffer, dense, number, width, self.dtype)
+            layers = [WindowLayer(self.kind, self.rope, static) for _ in range(number)]
+        else:
+            self.kind = Scattered(number, self.compressor, buffer, self.rope)
+            layers = self.kind.layers
+        super().__init__(layers=layers)
         self.seen = 0  # tokens of the stream so far
         self.position = 0  # position of the next token
         self._step: Step | None = None  # the one under way
         if model is not None:
             check_model(model)
             attach(model)
-
-    def _layers(self, number: int) -> list[Layer]:
-        if self.slots is not None:
-            return [WindowLayer(self.slots, self.rope, self.static) for _ in range(number)]
-        each = (number, self.compressor, self.buffer, self.rope)
-        return [ScatteredLayer(i, *each) for i in range(number)]
 
     def __repr__(self) -> str:
         return (
@@ -96,10 +94,8 @@ class CompressedCache(Announced):
         """Forget everything: the next token begins a new stream."""
         self.seen = self.position = 0
         self._step = None
-        if self.slots is not None:
-            self.slots.reset()
-        for layer in self.layers:
-            layer.reset()
+        self.kind.reset()
+        super().reset()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens of the stream seen so far, kept or not."""
@@ -115,23 +111,17 @@ class CompressedCache(Announced):
     @property
     def cached_lengths(self) -> list[int]:
         """Tokens held now, per layer."""
-        if self.slots is not None:
-            return [min(self.slots.used(self.seen), self.seen)] * len(self.layers)
-        return [layer.length for layer in self.layers]
+        return self.kind.lengths(self.seen)
 
     @property
     def evictions(self) -> int:
         """How often some layer was cut."""
-        if self.slots is not None:
-            return self.slots.cuts(self.seen)
-        return max(layer.evictions for layer in self.layers)
+        return self.kind.cuts(self.seen)
 
     @property
     def evicted(self) -> int:
         """Tokens that have left the layer that lost most."""
-        if self.slots is not None:
-            return self.slots.evicted(self.seen)
-        return max(layer.evicted for layer in self.layers)
+        return self.kind.evicted(self.seen)
 
     @property
     def nbytes(self) -> int:
@@ -141,15 +131,13 @@ class CompressedCache(Announced):
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Take the rows `beam_idx`, as many as there are: the beams that go on."""
         super().reorder_cache(beam_idx)
-        if self.slots is not None:
-            self.slots.take(beam_idx)
+        self.kind.take(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the rows `indices`."""
         for layer in self.layers:
             layer.take(indices)
-        if self.slots is not None:
-            self.slots.take(indices)
+        self.kind.take(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Have each row `repeats` times."""
@@ -176,27 +164,14 @@ class CompressedCache(Announced):
 
     def _unannounced(self, key_states) -> None:
         """A step that no hook saw: right as long as plain causal attention is."""
-        n, held = key_states.shape[2], self.cached_lengths
-        simple = n == 1 or self._is_plain(n) or (self.slots is None and len(set(held)) == 1)
-        simple &= not self.scored and (self.slots is None or self.slots.pads is None)
-        if not simple or self.position != self.seen:
+        n = key_states.shape[2]
+        if not self.kind.is_causal(n, self.seen) or self.position != self.seen:
             raise RuntimeError(
                 f"a step of {n} tokens after {self.seen} needs masks, positions or scores that "
                 "only the model's hook gives: make the cache from the model, "
                 "CompressedCache(model, ...), and call that model"
             )
-        self._make_room(n)
         self._begin(n, key_states.device)
-
-    def _is_plain(self, n: int) -> bool:
-        """Whether `n` tokens more see everything before them, so that any attention will do."""
-        if self.slots is None:
-            return self.seen == 0
-        fits = self.seen + n <= self.slots.budget + self.slots.buffer
-        return self._is_dense(n) or (fits and self.slots.pads is None)
-
-    def _is_dense(self, n: int) -> bool:
-        return self.prefill == "dense" and self.seen == 0 and n > 1
 
     def step(self, n: int, device="cpu", attention_mask=None, attention: str = "sdpa") -> dict:
         """Keyword arguments of the model's forward for the next `n` tokens; the hook's work.
@@ -208,23 +183,22 @@ class CompressedCache(Announced):
         if self._step is not None and self._step.written:
             raise RuntimeError("the step before failed midway: reset() the cache and begin again")
         self._take_pads(attention_mask, n, attention)
-        self._make_room(n)
         self._rebase(n)
         step = self._begin(n, device)
         kwargs = {"past_key_values": self, "position_ids": self._position_ids(n, device)}
-        pads = None if self.slots is None else self.slots.pads
-        if self.scored:
-            kwargs |= {"attention_mask": None, "kv_step": step}
-        elif n == 1 and (pads is not None or self.static):
+        padded = self.kind.pads is not None
+        if self.kind.scored:
+            # a copy, so that no cycle of layers, step and layers keeps the cache in memory
+            kwargs |= {"attention_mask": None, "kv_step": replace(step, layers=self.layers)}
+        elif n == 1 and (padded or self.static):
             require(attention not in NO_MASK, "attn_implementation", attention, "'sdpa' or 'eager'")
-            size = self.slots.size if self.static else None
+            size = self.kind.size if self.static else None
             kwargs["attention_mask"] = mask_of_one(step, size, device, self.dtype)
         elif n == 1 and attention == "eager":  # its own mask would have the length of layer 0
             kwargs["attention_mask"] = torch.zeros(1, 1, 1, 1, device=device, dtype=self.dtype)
         else:
-            padded = pads is not None and self._is_dense(n)
-            kwargs["attention_mask"] = attention_mask if padded else None
-            if n > 1 and not self._is_plain(n):
+            kwargs["attention_mask"] = attention_mask if padded and step.dense else None
+            if n > 1 and not self.kind.is_plain(n, self.seen):
                 kwargs["kv_step"] = step
         if self.static and n == 1:
             self._finish()
@@ -232,10 +206,8 @@ class CompressedCache(Announced):
 
     def _begin(self, n: int, device) -> Step:
         """Plan the step and tell the layers."""
-        layers = self.layers if self.scored else None
-        step = Step(n, self.seen, self.position, self.slots, self.rope, layers)
-        if self.slots is not None:
-            plan(step, self._is_dense(n), self.width, device, self.dtype)
+        step = Step(n, self.seen, self.position, self.rope)
+        self.kind.plan(step, self.layers, device)
         for layer in self.layers:
             layer.step = step
         self._step = step
@@ -246,42 +218,21 @@ class CompressedCache(Announced):
         step, self._step = self._step, None
         self.seen += step.n
         self.position += step.n
-        if self.slots is not None:
-            cut = step.held + step.n - step.held_after
-            self.slots.first = step.first + cut if step.n == 1 else 0
-            placed = step.n > 1 or step.sink_slots is not None
-            turned = step.n > 1 and step.held_after < self.seen  # written un-turned
-            self.slots.stale = cut > 0 or turned or (self.slots.stale and not placed)
-
-    def _make_room(self, n: int) -> None:
-        """Move the held tokens to the front of the buffer where the next one would not fit."""
-        slots = self.slots
-        if slots is None or n > 1 or slots.first + slots.used(self.seen) < slots.size:
-            return
-        for layer in self.layers:
-            layer.move(slots.first, slots.used(self.seen))
-        slots.first = 0
+        self.kind.settle(step)
 
     def _rebase(self, n: int) -> None:
         """Keep positions small; distances, all that RoPE sees, stay the same."""
-        longest, slots = max(self.cached_lengths), self.slots
+        longest = max(self.cached_lengths)
         if self.rope is None or self.position + n <= longest + max(REBASE_EVERY, n):
             return
-        shift, self.position = self.position - longest, longest
-        for layer in self.layers:
-            if slots is None:
-                layer.turn_to(self.position)
-            else:
-                front, end = slots.front(self.seen), slots.used(self.seen)
-                layer.rebase(shift, slice(slots.first + front, slots.first + end))
-        if slots is not None:
-            slots.stale = True
+        self.kind.rebase(self.layers, self.seen, self.position, longest)
+        self.position = longest
 
     def _position_ids(self, n: int, device) -> torch.Tensor:
         """(1 or B, n)"""
         positions = torch.arange(self.position, self.position + n, device=device)[None]
-        if self.slots is not None and self.slots.pads is not None:
-            positions = positions - self.slots.pads
+        if self.kind.pads is not None:
+            positions = positions - self.kind.pads
         if self.last_position is not None:
             highest = self.position + n
             require(highest <= self.last_position, "tokens", highest, f"<= {self.last_position}")
@@ -289,21 +240,10 @@ class CompressedCache(Announced):
 
     def _take_pads(self, attention_mask, n: int, attention: str) -> None:
         """Note how many pads each row has in front; refuse what can't be kept exact."""
-        if attention_mask is None:
+        pads = new_pads(attention_mask, n, self.seen, self.kind.pads)
+        if pads is None:
             return
-        if n == 1 and self.seen > 0 and attention_mask.ndim == 2:
-            ok = bool(attention_mask[:, -1].all())
-            return require(ok, "attention_mask", "0 for a new token", "padding on the left only")
-        before = left_pads(attention_mask, self.seen + n)
-        known = torch.zeros_like(before) if self.slots is None else self.slots.pads
-        known = torch.zeros_like(before) if known is None else known
-        if torch.equal(before, known):
-            return
-        # a row may have had nothing but pads up to here
-        ok = bool((known == self.seen)[before != known].all())
-        require(ok, "attention_mask", "new padding", "the padding of the tokens before")
-        name = self.compressor.name
-        ok = self.slots is not None
+        name, ok = self.compressor.name, self.compressor.window is not None
         require(ok, "attention_mask", "padding", f"rows of one length for {name}, or batch size 1")
         require(attention not in NO_MASK, "attn_implementation", attention, "'sdpa' or 'eager'")
-        self.slots.pads = before
+        self.kind.pads = pads

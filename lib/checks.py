@@ -57,6 +57,29 @@ def left_pads(attention_mask: torch.Tensor, columns: int) -> torch.Tensor:
     return pads
 
 
+def new_pads(
+    attention_mask: torch.Tensor | None, n: int, seen: int, known: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Pads (B, 1) in front, if a mask for `n` tokens after `seen` has others than the `known` ones.
+
+    ValueError on any other padding, and for pads where a row had tokens already.
+    """
+    if attention_mask is None:
+        return None
+    if n == 1 and seen > 0 and attention_mask.ndim == 2:
+        ok = bool(attention_mask[:, -1].all())
+        require(ok, "attention_mask", "0 for a new token", "padding on the left only")
+        return None
+    pads = left_pads(attention_mask, seen + n)
+    known = torch.zeros_like(pads) if known is None else known
+    if torch.equal(pads, known):
+        return None
+    # a row may have had nothing but pads up to here
+    ok = bool((known == seen)[pads != known].all())
+    require(ok, "attention_mask", "new padding", "the padding of the tokens before")
+    return pads
+
+
 def check_ids(model, input_ids: torch.Tensor, shortest: int) -> torch.Tensor:
     """Token ids as (B, T) where the model wants them, or a ValueError."""
     tensor = isinstance(input_ids, torch.Tensor) and input_ids.dtype in (torch.int64, torch.int32)

@@ -22,8 +22,8 @@ class Step:
     n: int
     seen: int  # tokens of the stream before it
     position: int  # of the first new token
-    slots: Slots | None = None  # None: scattered tokens, where all that is cached is seen
     rope: Rope | None = None  # None: positions="original", nothing is turned
+    slots: Slots | None = None  # None: scattered tokens, where all that is cached is seen
     # the cache's layers, where attention is to tell them what their tokens receive
     layers: list | None = None
     written: bool = False  # whether a layer has the new tokens already
@@ -101,41 +101,6 @@ def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """0 where (1 or B, n, S) is true, else the lowest number: (1 or B, 1, n, S)."""
     mask = torch.zeros(visible.shape, device=visible.device, dtype=dtype)
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
-
-
-def plan(step: Step, dense: bool, width: int, device, dtype) -> None:
-    """Fill in what `step` does to its slots, for heads of `width` dims and keys of `dtype`.
-
-    `dense`: a prompt that is cut only after it.
-    """
-    slots, n, seen, step.dense = step.slots, step.n, step.seen, dense
-    columns = torch.arange(seen, seen + n, device=device)
-    own = slots.own(columns)  # (1 or B, n)
-    step.first = slots.first
-    step.held, step.held_front = slots.used(seen), slots.front(seen)
-    if dense:
-        slots.cut_at(seen + n if slots.pads is None else own[:, -1:] + 1)
-    step.held_after, step.front_after = slots.used(seen + n), slots.front(seen + n)
-    start = torch.arange(slots.start_size, device=device)
-    if slots.start_size and (slots.pads is not None or seen < slots.start_size):
-        step.new_sinks = start[None] + (0 if slots.pads is None else slots.pads) - seen
-    if n == 1:
-        _plan_one(step, own, start, width, torch.promote_types(dtype, torch.float32))
-    elif step.rope is not None and slots.start_size and not dense:
-        delta = (slots.held(own) - own - (step.position - seen)).where(own >= 0, 0)
-        step.sink_delta = delta if bool(delta.any()) else None
-
-
-def _plan_one(step: Step, own: torch.Tensor, start: torch.Tensor, width: int, dtype) -> None:
-    slots = step.slots
-    step.slot = torch.tensor([step.first + step.held], device=own.device)
-    if slots.start_size and (slots.stale or slots.pads is not None):
-        step.sink_slots = start + step.first
-        if step.rope is not None:
-            # a sink stands `held` before the query, whose position is own + (position - seen)
-            delta = own + (step.position - step.seen) - slots.held(own)
-            cos, sin = step.rope.cos_sin(delta[..., None], width)
-            step.sink_shift = cos.to(dtype), sin.to(dtype)
 
 
 def mask_of_one(step: Step, size: int | None, device, dtype) -> torch.Tensor:
