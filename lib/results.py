@@ -62,6 +62,7 @@ def _short(value: Any) -> Any:
         return value
     if pd.isna(value):
         return "–"
+    value += 0.0  # no -0
     if abs(value) >= 1000:
         return f"{value:.0f}" if abs(value) < 1e9 else f"{value:.3e}"
     return f"{value:.4g}"
