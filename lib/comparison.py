@@ -160,17 +160,22 @@ def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Cost of each method and context length over the repeats of `lib.speed.measure`.
 
     Median and quartiles of times, of their change against the first method (the baseline, where
-    there is one), and of the share of the machine's limit; tokens held, MiB allocated and at peak.
+    there is one), and of the share of the machine's limit; tokens held, MiB allocated and at peak,
+    with their changes.
     """
     runs, first = runs.copy(), runs.method.iloc[0]
-    changing = ["ttft_s", "tpot_ms", "throughput"]
+    changing = ["ttft_s", "tpot_ms", "throughput", "attention_ms"]
     for column in changing:
         runs[f"{column}_change_%"] = change_against(runs, column, first)
-    columns = [*changing, "attention_ms", *(f"{x}_change_%" for x in changing), "limit_%"]
+    columns = [*changing, *(f"{x}_change_%" for x in changing), "limit_%"]
     by = ["context", "method", "prefill"]
     cost = summarise(runs, by, columns).rename(columns={"n": "n_repeats"})
     held = ["cache_length", "cache_mib", "peak_mib"]
-    return cost.merge(runs.groupby(by, sort=False)[held].median().reset_index(), on=by)
+    cost = cost.merge(runs.groupby(by, sort=False)[held].first().reset_index(), on=by)
+    for column in held:
+        base = cost.groupby("context", sort=False)[column].transform("first")
+        cost[f"{column}_change_%"] = 100 * (cost[column] / base.where(base > 0) - 1)
+    return cost
 
 
 def joined(tables: Mapping[int, pd.DataFrame], cost: pd.DataFrame) -> pd.DataFrame:

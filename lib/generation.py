@@ -22,8 +22,9 @@ class Generation:
     step_times: list[float]  # seconds of each later token
     cache_lengths: list[int]  # tokens held after each step by the layer that holds most
     layer_lengths: list[int]  # tokens held at the end, by layer
+    mean_length: float  # tokens held, mean over steps and layers
     evictions: int  # how often the cache was cut
-    cache_bytes: int  # bytes of keys and values at the end
+    cache_bytes: int  # the most bytes the cache had allocated after a step
 
     @property
     def tpot(self) -> float:
@@ -73,14 +74,15 @@ def generate(
     pieces = ids.split(prefill_chunk, dim=1) if streamed else (ids,)
     step = _compiled(model) if compile else model
 
-    tokens, lengths, times = [], [], []
+    tokens, held, held_bytes, times = [], [], [], []
     began = now(ids.device)
     for piece in pieces:
         logits = _forward(model, piece, cache)
     for index in range(max_new_tokens):
         tokens.append(_choose(logits, temperature, sampler))
         times.append(now(ids.device) - began)
-        lengths.append(max(held_lengths(cache)))
+        held.append(held_lengths(cache))
+        held_bytes.append(cache_bytes(cache))
         if index + 1 < max_new_tokens:
             began = now(ids.device)
             logits = _forward(step, tokens[-1], cache)
@@ -89,10 +91,11 @@ def generate(
         tokens=new[0] if input_ids.ndim == 1 else new,
         ttft=times[0],
         step_times=times[1:],
-        cache_lengths=lengths,
-        layer_lengths=held_lengths(cache),
+        cache_lengths=[max(lengths) for lengths in held],
+        layer_lengths=held[-1],
+        mean_length=sum(map(sum, held)) / len(held) / len(held[0]),
         evictions=0 if compressor is None else cache.evictions,
-        cache_bytes=cache_bytes(cache),
+        cache_bytes=max(held_bytes),
     )
 
 

@@ -139,11 +139,12 @@ def mark(ax: Axes, x: float, text: str) -> None:
 def plain_log(axis: Axis) -> None:
     """A log axis with labels such as 0.5, 20 and 1,000 at 1, 2 and 5 of every decade.
 
-    Over four decades or more there are labels at whole decades only.
+    There are more within a decade, and over four or more only whole ones.
     """
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e4 * low else (1,)))
+    few = (1, 2, 5) if high < 1e4 * low else (1,)
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 10 * low else few))
     axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axis.set_minor_formatter(NullFormatter())
 

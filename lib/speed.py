@@ -1,7 +1,7 @@
 """Speed: time to first token, time per output token, throughput and memory, over repeats."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from itertools import product
 
 import pandas as pd
 import torch
@@ -22,39 +22,38 @@ def measure(
     repeats: int = 3,
     seed: int = 0,
     buffers: Mapping[str, int] | None = None,
+    watch_memory: bool = False,
 ) -> pd.DataFrame:
     """One row per repeat, context length and method, on random tokens, batch 1.
 
     Columns: `prefill` (how the prompt was read, "dense" or "streamed"), `ttft_s`, `tpot_ms`,
     `throughput` (tokens/s of decoding), `attention_ms` (of a token's time, inside the attention),
-    `cache_mib` (allocated for keys and values), `peak_mib` (how far memory grew; first repeat
-    only), `cache_length` (tokens held at the end, mean over layers) and `limit_%`, the share of the
-    least time in which the machine can read what a token needs. `buffers` gives a method's `buffer`
-    where it has one. Repeats are the outer loop, so that drift of the machine hits all methods
-    alike; a run of each method before them warms up.
+    `cache_mib` (the most allocated between two steps), `cache_length` (tokens held, mean over steps
+    and layers) and `limit_%`, the share of the least time in which the machine can read what a
+    token needs. `buffers` gives a method's `buffer` where it has one. Repeats are the outer loop,
+    so that drift of the machine hits all methods alike. A run of each method before them warms up;
+    with `watch_memory` one at every length, which says how far memory grew, `peak_mib`.
     """
     require_int("new_tokens", new_tokens, 2)
     generator = torch.Generator().manual_seed(seed)
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (max(context_lengths),), generator=generator)
     buffer = {name: (buffers or {}).get(name, 0) for name in methods}
-    for name, method in methods.items():
-        generate(model, ids[: min(context_lengths)], method, 4, buffer=buffer[name])
     machine = measure_machine(model.device, model.dtype)
-    runs = [
-        (repeat, length, name)
-        for repeat in range(repeats)
-        for length in context_lengths
-        for name in methods
-    ]
-    rows = []
+    untimed = context_lengths if watch_memory else [min(context_lengths)]
+    peaks = {}
+    for length, name in progress(list(product(untimed, methods)), desc="warm-up"):
+        with PeakMemory(model.device) as peak:
+            generate(model, ids[:length], methods[name], new_tokens, buffer=buffer[name])
+        peaks[length, name] = {"peak_mib": peak.mib} if watch_memory else {}
+    runs, rows = list(product(range(repeats), context_lengths, methods)), []
     for repeat, length, name in progress(runs, desc="speed"):
         streamed = methods[name] is not None and methods[name].window
         row = {"context": length, "method": name, "prefill": "streamed" if streamed else "dense"}
-        peak = PeakMemory(model.device)
-        with peak if repeat == 0 else nullcontext():  # to watch it makes it slower
-            run = _run(model, ids[:length], methods[name], new_tokens, buffer[name], machine)
-        rows.append(row | {"repeat": repeat, "peak_mib": peak.mib} | run)
+        row |= {"repeat": repeat} | peaks.get((length, name), {})
+        rows.append(
+            row | _run(model, ids[:length], methods[name], new_tokens, buffer[name], machine)
+        )
     return pd.DataFrame(rows)
 
 
@@ -71,7 +70,7 @@ def _run(model, ids, method, new_tokens: int, buffer: int, machine: Machine) -> 
         "throughput": result.throughput,
         "attention_ms": 1000 * sum(decoding) / steps,
         "cache_mib": result.cache_bytes / 2**20,
-        "cache_length": sum(result.layer_lengths) / layers,
+        "cache_length": result.mean_length,
         "limit_%": 100 * share_of_limit(result.tpot, decoding_work(model, held), machine),
     }
 

@@ -24,15 +24,16 @@ def pareto_front(table: pd.DataFrame, *costs: str) -> pd.DataFrame:
 def recommended(table: pd.DataFrame, share: float = 0.1) -> pd.DataFrame:
     """For each length the rows of a comparison that `RULES` choose, one for each goal.
 
-    `table` has columns `length`, `method`, `ppl`, `throughput`, `cache_mib` and `prefill`; `share`
-    is what may be given up of the lowest perplexity for speed or memory. A goal for which no row
-    qualifies is left out.
+    `table` has columns `length`, `method`, `ppl`, `throughput`, `cache_mib` and `streams`;
+    `throughput` and `cache_mib` are missing where no speed was measured; `share` is what may be
+    given up of the lowest perplexity for speed or memory. Streams are endless, so that only the
+    longest length tells of them. A goal for which no row qualifies is left out.
     """
     require_share("share", share)
-    chosen = []
+    chosen, longest = [], table.length.max()
     for length, part in table.groupby("length", sort=False):
-        near = part[part.ppl <= (1 + share) * part.ppl.min()]
-        streamed = part[part.prefill == "streamed"]
+        near = part[part.ppl <= (1 + share) * part.ppl.min()].dropna(subset="throughput")
+        streamed = part[part.streams & (part.length == longest)]
         orders = [(part, "ppl", 1), (near, "throughput", -1), (near, "cache_mib", 1)]
         for goal, (rows, column, sign) in zip(RULES, [*orders, (streamed, "ppl", 1)], strict=True):
             if len(rows):
