@@ -21,8 +21,8 @@ def test_every_section_is_a_notebook_that_takes_its_parameters(stem):
     sections = yaml.safe_load(FILES[stem].read_text(encoding="utf-8"))
     given = read_parameters(FILES[stem], choose([]))
     assert {notebook.stem: values for notebook, values in given.items() if values} == sections
-    first = FILES[stem].read_text(encoding="utf-8").splitlines()[0]
-    assert re.match(r"# .*\babout .* (minutes|hours)\b", first)
+    comment = " ".join(FILES[stem].read_text(encoding="utf-8").split("\n")[:2])
+    assert re.match(r"# .*\babout .* (minutes|hours)\b.* [\d.]+ GB\b", comment)
 
 
 @pytest.mark.parametrize("stem", PYTHIA)
