@@ -103,8 +103,9 @@ class Explorer:
         mark(ax, budget, "cache full")
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-        ax.set(xlabel="position (tokens)", ylabel="NLL (nats per token)")
-        ax.set_title("Loss by position, 95% bands")
+        ax.set_xlabel("position (tokens; bands: 95% over 16 stretches of each span)")
+        ax.set_ylabel("NLL (nats per token)")
+        ax.set_title("Loss by position")
         ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=10)
 
     def widget(self, start_size: int, recent_size: int) -> widgets.Widget:

@@ -403,7 +403,7 @@ def test_explorer_figure(explorer):
         for title in (
             "Seen: 2 sinks + 10 recent",
             "Over the whole text",
-            "Loss by position, 95% bands",
+            "Loss by position",
         )
     )
     heights = [bar.get_height() for bar in ppl.patches]
