@@ -149,6 +149,7 @@ def test_a_head_map_marks_the_intervals_that_include_0():
     head_map(ax, table, "x", ".1f", "", "")
     dots = ax.collections[-1].get_offsets()
     cells = {(math.floor(y), math.floor(x)) for x, y in dots.tolist()}  # (layer, head)
-    assert cells == {(0, 1), (1, 0), (1, 2)} and len(dots) == 3
+    assert cells == {(0, 1), (1, 0), (1, 2)}
+    assert len(dots) == 3
     shown = [text.get_text() for text in ax.texts]
     assert shown == ["0.5", "0.2", "0.9", "-0.3", "-0.6", "0.0"]
