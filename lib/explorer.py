@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from .compressors import Compressor, RecentOnly, StreamingLLM
 from .perplexity import evaluate
-from .plots import WIDTH, mark, method_color
-from .stats import by_position, log_edges
+from .plots import GREY, WIDTH, mark, method_color
+from .stats import by_position, log_edges, ppl_ci, stretches
 
 
 class Explorer:
@@ -43,13 +43,18 @@ class Explorer:
         }
 
     def table(self, start_size: int, recent_size: int) -> pd.DataFrame:
-        """Perplexity of the three methods over the whole text, and of its last quarter."""
+        """Perplexity of the three methods over the whole text, and over its last quarter.
+
+        95% intervals, `_low` and `_high`, over 16 stretches of each; `n_tokens` are in the first.
+        """
         rows = []
         for name, nll in self.compare(start_size, recent_size).items():
-            ppl, last = (float(x.double().mean().exp()) for x in (nll, nll[-(len(nll) // 4) :]))
-            rows.append(
-                {"method": name, "ppl": ppl, "ppl_last_quarter": last, "n_tokens": len(nll)}
-            )
+            whole, last = stretches(nll), stretches(nll[-(len(nll) // 4) :])
+            row = {"method": name}
+            for column, part in {"ppl": whole, "ppl_last_quarter": last}.items():
+                columns = (column, f"{column}_low", f"{column}_high")
+                row |= dict(zip(columns, ppl_ci(part), strict=True))
+            rows.append(row | {"n_tokens": whole.numel()})
         return pd.DataFrame(rows)
 
     def draw(self, start_size: int, recent_size: int) -> Figure:
@@ -77,26 +82,31 @@ class Explorer:
         ax.legend(loc="upper right")
 
     def _draw_ppl(self, ax, results: dict[str, torch.Tensor]) -> None:
-        ppl = {name: float(nll.double().mean().exp()) for name, nll in results.items()}
+        ppl, low, high = np.transpose([ppl_ci(stretches(nll)) for nll in results.values()])
         names = ["dense", "window", "sinks +\nwindow"]
-        bars = ax.bar(names, list(ppl.values()), color=[method_color(name) for name in ppl])
-        ax.bar_label(bars, fmt="%.1f")
+        spread = {"yerr": [ppl - low, high - ppl], "capsize": 4, "ecolor": GREY}
+        bars = ax.bar(names, ppl, color=[method_color(name) for name in results], **spread)
+        ax.bar_label(bars, [f"{one:.1f}" for one in ppl], padding=2)
+        ax.margins(y=0.12)
         ax.grid(False, axis="x")
         ax.set_ylabel("perplexity")
         ax.set_title("Over the whole text")
 
     def _draw_nll(self, ax, results: dict[str, torch.Tensor], budget: int) -> None:
         labels = ["dense", "window", "sinks + window"]
-        edges = log_edges(16, len(self.tokens) - 1, per_octave=3)
+        edges = log_edges(16, len(self.tokens) - 1, per_octave=2)
         for label, (name, nll) in zip(labels, results.items(), strict=True):
             curve = by_position(nll[None], edges)
-            ax.plot(curve.position, np.log(curve.ppl), label=label, color=method_color(name))
+            color, spread = method_color(name), (np.log(curve.ppl_low), np.log(curve.ppl_high))
+            ax.plot(curve.position, np.log(curve.ppl), label=label, color=color)
+            ax.fill_between(curve.position, *spread, color=color, alpha=0.15, linewidth=0)
         mark(ax, budget, "cache full")
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-        ax.set(xlabel="position (tokens)", ylabel="NLL (nats per token)")
+        ax.set_xlabel("position (tokens; bands: 95% over 16 stretches of each span)")
+        ax.set_ylabel("NLL (nats per token)")
         ax.set_title("Loss by position")
-        ax.legend(loc="best")
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=10)
 
     def widget(self, start_size: int, recent_size: int) -> widgets.Widget:
         """Two sliders and the figure, redrawn when a slider is released."""

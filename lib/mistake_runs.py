@@ -15,10 +15,11 @@ from transformers import Cache
 from .cache import CompressedCache
 from .checks import check_ids
 from .comparison import ratio_table
-from .compressors import Compressor, FixSizeL2, L2Compress, StreamingLLM
+from .compressors import Compressor
 from .hooks import attach
 from .memory import held_lengths
-from .mistakes import DenseInChunk, EagerEviction, HookInEveryLayer, LengthOfLayer0, Unsorted
+from .mistake_cases import Case
+from .mistakes import DenseInChunk, EagerEviction, HookInEveryLayer
 from .perplexity import feed
 from .progress import progress
 from .stats import ppl_ci, summarise
@@ -64,78 +65,6 @@ def run(model, ids: torch.Tensor, make: Callable[[], Cache], chunk_size: int = 1
         cuts=cache.evictions,
         positions=getattr(cache, "positions", "original"),  # nothing but ours turns keys
     )
-
-
-@dataclass
-class Case:
-    """A mistake and its right way, which differs in nothing else, and how both are fed."""
-
-    difference: str
-    wrong: Callable[[], Cache]
-    right: Callable[[], Cache]
-    chunk_size: int
-    # the right way's, for perplexity alone, where longer chunks give the same in less time
-    right_chunk_size: int | None = None
-    far: bool = False  # shows only on long texts
-
-
-def cases(model, cache: int, start_size: int, chunk_size: int, cut_chunk: int) -> dict[str, Case]:
-    """All mistakes at a budget of `cache` tokens, by name.
-
-    `chunk_size` is that of position-only methods, `cut_chunk` that of methods that look at keys.
-    """
-    layers = model.config.get_text_config().num_hidden_layers
-    streaming = StreamingLLM(start_size, cache - start_size)
-    norms = FixSizeL2(cache, 0.5, "keep_high", ())
-    lower = FixSizeL2(cache, 0.5, "keep_high", tuple(range(layers // 2, layers)))
-    share, every = L2Compress(0.8, 0, ()), max(cache // 4, 1)  # settles at `cache` tokens
-
-    def ours(method, positions="original"):
-        return partial(CompressedCache, model, method, positions=positions)
-
-    window, mixed = ours(streaming), Unsorted(norms)
-    eager, dense = (partial(mistake, model, streaming) for mistake in (EagerEviction, DenseInChunk))
-    rhythm = partial(DenseInChunk, model, share, every)
-    length = partial(LengthOfLayer0, model, lower)
-    return {
-        "cut before attention": Case(
-            "old tokens leave before the step looks at them, not after it",
-            *(eager, window, chunk_size),
-        ),
-        "dense within the chunk": Case(
-            "tokens see all of their chunk before them, not their window",
-            *(dense, window, chunk_size),
-        ),
-        "share at every token": Case(
-            f"80% of the cache is kept after every token, not after every {every}",
-            *(partial(DenseInChunk, model, share), rhythm, 1, every),
-        ),
-        "hooks, share kept": Case(
-            f"80% of the cache is kept {layers} times after every {every} tokens, not once",
-            *(partial(HookInEveryLayer, model, share, every), rhythm, 1, every),
-        ),
-        "hooks, fixed size": Case(
-            f"the cache is cut to its budget {layers} times after every token, not once",
-            *(partial(HookInEveryLayer, model, streaming), window, 1, chunk_size),
-        ),
-        "keys not turned": Case(
-            "sinks stand as far away as in the text, not where they are in the cache",
-            *(window, ours(streaming, "in_cache"), 512),
-            far=True,
-        ),
-        "length of layer 0": Case(
-            "the next position is what layer 0 holds, not the tokens so far",
-            *(length, ours(lower), cut_chunk),
-        ),
-        "unsorted, turned": Case(
-            "kept tokens lie, and get positions, by score and not by place",
-            *(ours(mixed, "in_cache"), ours(norms, "in_cache"), cut_chunk),
-        ),
-        "unsorted, not turned": Case(
-            "kept tokens lie by score, not by place, so the last are not the recent ones",
-            *(ours(mixed), ours(norms), cut_chunk),
-        ),
-    }
 
 
 def run_cases(
@@ -194,7 +123,7 @@ def mistake_table(
     """A row per mistake: perplexity from token `first` on, its ratio to the right way, speed.
 
     95% intervals over texts, paired by text for the ratio; median and quartiles over the repeats
-    of `measure_cases`. Columns `right_...` are the right way's.
+    of `measure_cases`. Columns `right_...` are the right way's; `difference` and `why` are words.
     """
     nll = {name: tuple(one.nll[:, first:] for one in pair) for name, pair in pairs.items()}
     table = ratio_table(nll).rename(columns={"method": "mistake"})
@@ -210,7 +139,9 @@ def mistake_table(
     own = speed.loc["wrong"].rename(columns={"n": "n_repeats"})
     right = speed.loc["right"].drop(columns="n").add_prefix("right_")
     table = pd.concat((table, pd.DataFrame(rows)), axis=1).join(own.join(right), on="mistake")
-    return table.assign(difference=[chosen[name].difference for name in table.mistake])
+    of_rows = [chosen[name] for name in table.mistake]
+    table["difference"] = [case.difference for case in of_rows]
+    return table.assign(why=[case.why for case in of_rows])
 
 
 def told_apart(table: pd.DataFrame) -> dict[str, list[str]]:

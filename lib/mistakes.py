@@ -1,7 +1,7 @@
 """Mistakes that KV-cache projects made, on purpose, to measure what each costs. Use none of them.
 
 Each is a cache or a compressor that does one thing wrong; its docstring names it. What it is
-compared with, and how, is in `lib/mistake_runs.py`.
+compared with is in `lib/mistake_cases.py`, and how in `lib/mistake_runs.py`.
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
-from .plots import BLACK, GREY, PURPLE, plain_log
+from .plots import BLACK, GREY, PURPLE, mark_cells, plain_log
 from .stats import mean_ci
 
 ORDERS = {"keep_low": (PURPLE, "-"), "keep_high": (PURPLE, "--")}
@@ -20,14 +20,21 @@ def layer_colors(layers: int) -> np.ndarray:
     return colormaps["viridis"](np.linspace(0, 0.92, layers))
 
 
-def head_map(ax: Axes, values: pd.Series, form: str, label: str, title: str) -> None:
-    """`values`, indexed by layer and head, as numbers (up to 8 heads) and as colours about 0."""
-    grid = values.unstack("head")
+def head_map(ax: Axes, table: pd.DataFrame, column: str, form: str, label: str, title: str) -> None:
+    """`column` by `layer` and `head`, as numbers (up to 8 heads) and as colours about 0.
+
+    A dot marks where its interval, `<column>_low` to `<column>_high`, includes 0.
+    """
+    by_place = table.set_index(["layer", "head"])
+    grid = by_place[column].unstack("head")
+    unsure = (by_place[f"{column}_low"] < 0) & (by_place[f"{column}_high"] > 0)
     digits = int(form[1])
     most = max(10.0**-digits, np.abs(grid.to_numpy()).max())
     look = {"vmin": -most, "vmax": most, "cmap": "PuOr_r", "cbar_kws": {"label": label}}
     shown = grid.round(digits) + 0.0  # no -0
     sns.heatmap(shown, ax=ax, annot=grid.shape[1] <= 8, fmt=form, annot_kws={"size": 9}, **look)
+    mark_cells(ax, unsure.unstack("head").to_numpy())
+    ax.set_xlabel("head (dot: 95% includes 0)")
     ax.set_title(title, fontsize=11, weight="normal")
 
 

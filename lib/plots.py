@@ -4,6 +4,7 @@ import textwrap
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -134,6 +135,12 @@ def mark(ax: Axes, x: float, text: str) -> None:
     ax.axvline(x, color="#777777", linewidth=1, linestyle=":")
     place = ax.get_xaxis_transform()
     ax.text(x, 0.99, f" {text}", transform=place, va="top", fontsize=10, color="#555555")
+
+
+def mark_cells(ax: Axes, cells: np.ndarray) -> None:
+    """A dot in the upper right corner of the heat map's cells that are True in (rows, columns)."""
+    rows, columns = np.nonzero(cells)
+    ax.scatter(columns + 0.86, rows + 0.18, s=14, color="white", edgecolor=BLACK, lw=0.8)
 
 
 def plain_log(axis: Axis) -> None:

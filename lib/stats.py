@@ -91,6 +91,16 @@ def summarise(runs: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataF
     return pd.DataFrame(parts).reset_index()
 
 
+def stretches(nll: torch.Tensor, count: int = 16) -> torch.Tensor:
+    """One text's `nll` (tokens,) as `count` stretches (count, tokens // count), without the rest.
+
+    Intervals over them stand for those over texts. Fewer than two tokens each: the text as it is,
+    (1, tokens), which has no interval.
+    """
+    length = len(nll) // count
+    return nll[: length * count].reshape(count, length) if length > 1 else nll[None]
+
+
 def by_position(nll: torch.Tensor, edges: np.ndarray) -> pd.DataFrame:
     """Perplexity between consecutive `edges` (token positions) of `nll` (texts, tokens).
 
@@ -100,9 +110,7 @@ def by_position(nll: torch.Tensor, edges: np.ndarray) -> pd.DataFrame:
     rows = []
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         part = nll[:, low:high]
-        if len(part) == 1 and part.shape[1] >= 32:
-            part = part[:, : part.shape[1] // 16 * 16].reshape(16, -1)
-        ppl, ppl_low, ppl_high = ppl_ci(part)
+        ppl, ppl_low, ppl_high = ppl_ci(stretches(part[0]) if len(part) == 1 else part)
         middle = float(np.sqrt(max(low, 1) * high))
         rows.append({"position": middle, "ppl": ppl, "ppl_low": ppl_low, "ppl_high": ppl_high})
     return pd.DataFrame(rows)

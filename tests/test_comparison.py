@@ -362,11 +362,14 @@ def test_explorer_compares_equal_budgets(explorer):
     assert explorer.compare(4, 8)["recent_only_12"] is results["recent_only_12"]
     assert not torch.equal(explorer.compare(4, 8)["streaming_12"], results["streaming_12"])
     table = explorer.table(2, 10).set_index("method")
-    nll = results["streaming_12"]
-    assert table.loc["streaming_12", "ppl"] == pytest.approx(math.exp(nll.mean()), rel=1e-5)
-    last = math.exp(nll[-19:].mean())  # a quarter of 79 tokens
-    assert table.loc["streaming_12", "ppl_last_quarter"] == pytest.approx(last, rel=1e-5)
-    assert table.n_tokens.tolist() == [79, 79, 79]
+    nll, row = results["streaming_12"], table.loc["streaming_12"]
+    parts = [nll[4 * i : 4 * i + 4].mean().item() for i in range(16)]  # of 79 tokens
+    expected = [math.exp(x) for x in mean_ci(parts)]
+    assert [row.ppl, row.ppl_low, row.ppl_high] == pytest.approx(expected, rel=1e-5)
+    last = math.exp(nll[-19:].mean())  # a quarter of 79 tokens, too few for stretches
+    assert row.ppl_last_quarter == pytest.approx(last, rel=1e-5)
+    assert math.isnan(row.ppl_last_quarter_low)
+    assert table.n_tokens.tolist() == [64, 64, 64]
 
 
 def test_explorer_redraws_when_a_slider_moves(explorer, monkeypatch):
@@ -397,10 +400,14 @@ def test_explorer_figure(explorer):
     fig = explorer.draw(2, 10)
     kept, ppl, nll = (
         next(ax for ax in fig.axes if ax.get_title() == title)
-        for title in ("Seen: 2 sinks + 10 recent", "Over the whole text", "Loss by position")
+        for title in (
+            "Seen: 2 sinks + 10 recent",
+            "Over the whole text",
+            "Loss by position",
+        )
     )
     heights = [bar.get_height() for bar in ppl.patches]
-    expected = [math.exp(x.mean()) for x in explorer.compare(2, 10).values()]
+    expected = [math.exp(x[:64].mean()) for x in explorer.compare(2, 10).values()]
     assert heights == pytest.approx(expected, rel=1e-5)
     labels = [line.get_label() for line in nll.lines[:3]]
     assert labels == ["dense", "window", "sinks + window"]

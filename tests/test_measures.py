@@ -27,6 +27,7 @@ from lib.stats import (
     ppl_ci,
     ppl_ratio_ci,
     share_ci,
+    stretches,
     summarise,
 )
 
@@ -208,6 +209,14 @@ def test_by_position_of_one_text_has_an_interval_over_its_stretches():
     # 16 stretches, half of them 0 and half of them 2: the standard error of the mean is 1/4
     low, high = math.log(row["ppl_low"]), math.log(row["ppl_high"])
     assert (low, high) == pytest.approx((0.5, 1.5), abs=0.13)
+
+
+@pytest.mark.parametrize("tokens", [32, 47, 48, 100])
+def test_stretches_are_in_order_and_of_one_length(tokens):
+    parts = stretches(torch.arange(float(tokens)))
+    assert parts.shape == (16, tokens // 16)
+    assert parts.flatten().tolist() == list(range(tokens // 16 * 16))
+    assert stretches(torch.arange(31.0)).tolist() == [list(range(31))]
 
 
 def test_log_edges():

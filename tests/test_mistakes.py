@@ -1,6 +1,7 @@
 """Each mistake equals a literal loop that makes just that mistake, and nothing else is wrong."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -9,11 +10,10 @@ import torch
 from reference import cached_model, distinct_ids, literal, nll_of, tiny_ids
 
 from lib import FixSizeL2, L2Compress, StreamingLLM, evaluate
+from lib.mistake_cases import Case, cases
 from lib.mistake_runs import (
-    Case,
     Run,
     by_chunk,
-    cases,
     measure_cases,
     mistake_table,
     run,
@@ -225,10 +225,10 @@ def test_the_table_of_mistakes():
         columns=["mistake", "way", "tokens_per_s"],
     )
     speeds.loc[speeds.way == "right", "tokens_per_s"] += 100
-    chosen = {name: Case(name.upper(), None, None, 2) for name in ("that", "it")}
+    chosen = {name: Case(name.upper(), name * 2, None, None, 2) for name in ("that", "it")}
     table = mistake_table({"that": (right, wrong), "it": (wrong, right)}, speeds, chosen, 1)
     row, that = table.iloc[1], table.iloc[0]
-    assert (row.mistake, row.difference, row.chunk_size) == ("it", "IT", 2)
+    assert (row.mistake, row.difference, row.why, row.chunk_size) == ("it", "IT", "itit", 2)
     assert row.ppl == pytest.approx(math.exp(2))
     assert row.right_ppl == pytest.approx(math.exp(1.25))
     assert row.ratio == pytest.approx(math.exp(0.75))
@@ -260,7 +260,9 @@ def test_speeds_are_of_what_follows_a_full_cache(monkeypatch):
     )
     monkeypatch.setattr("lib.mistake_runs.perf_counter", lambda: float(fed[-1]))
     chosen = {
-        name: Case("", lambda: DenseInChunk(model, METHOD), lambda: EagerEviction(model, METHOD), n)
+        name: Case(
+            "", "", *(partial(way, model, METHOD) for way in (DenseInChunk, EagerEviction)), n
+        )
         for name, n in (("one", 1), ("five", 5), ("long", 64))
     }
     try:

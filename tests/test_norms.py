@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from reference import FAMILIES, cached_model, project, rotate, tiny_ids
@@ -19,6 +20,8 @@ from lib.norms import (
     rank_correlation,
     without_first,
 )
+from lib.norms_plots import head_map
+from lib.plots import subplots
 
 C, T = 7, 12
 
@@ -136,3 +139,17 @@ def test_by_norm_and_the_first_over_the_median():
     keys = CachedKeys(norms, norms, received, 0.0)
     np.testing.assert_allclose(by_norm(keys, 3), [[0.6, 0.9, 1.5]])  # 6 times 0.1, 0.15, 0.25
     assert first_over_median(norms).tolist() == [5 / 3.5]
+
+
+def test_a_head_map_marks_the_intervals_that_include_0():
+    values = [(0, 0, 0.5, 0.1, 0.9), (0, 1, 0.2, -0.1, 0.5), (1, 0, -0.3, -0.7, 0.1)]
+    values += [(1, 1, -0.6, -0.9, -0.3), (0, 2, 0.9, 0.8, 1.0), (1, 2, 0.0, -0.2, 0.2)]
+    table = pd.DataFrame(values, columns=["layer", "head", "x", "x_low", "x_high"])
+    fig, ax = subplots()
+    head_map(ax, table, "x", ".1f", "", "")
+    dots = ax.collections[-1].get_offsets()
+    cells = {(math.floor(y), math.floor(x)) for x, y in dots.tolist()}  # (layer, head)
+    assert cells == {(0, 1), (1, 0), (1, 2)}
+    assert len(dots) == 3
+    shown = [text.get_text() for text in ax.texts]
+    assert shown == ["0.5", "0.2", "0.9", "-0.3", "-0.6", "0.0"]
