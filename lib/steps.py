@@ -74,6 +74,8 @@ class Step:
             low = max(0, old + begin - reach - self.front)
             keys = slice(low, max(self.front, old + end))
             key = self._alike(begin, end, keys)
+            if self.slots is None:  # no two are alike, and all would be a matrix of the whole text
+                masks.clear()
             if key not in masks:
                 masks[key] = additive(self._visible(begin, end, keys, length, device), dtype)
             yield slice(begin, end), keys, masks[key]

@@ -1,6 +1,7 @@
 """Methods that score tokens by attention, against the papers' rules on explicit attention."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from lib import H2O, TOVA, CompressedCache, FixSizeL2, KeyDiff, Pyramid, SnapKV, evaluate, generate
 from lib.attention import attention_maps
 from lib.breakdown import filled_cache
-from lib.steps import BLOCK
+from lib.steps import BLOCK, Step
 
 METHODS = [
     H2O(5, 6),
@@ -170,6 +171,15 @@ def test_no_matrix_of_the_whole_prompt(method, family):
         assert largest.elements <= heads * BLOCK * length < length * length * 4
         assert not cache.layers[0].step._blocks  # masks aren't kept either
         assert cache.cached_lengths == [method.budget] * 2
+
+
+def test_masks_of_a_prompt_are_freed_block_by_block():
+    step, masks = Step(n=20 * BLOCK, seen=0, position=0), []
+    for _, _, mask in step.blocks(20 * BLOCK, torch.device("cpu"), torch.float32):
+        masks.append(weakref.ref(mask))
+        del mask
+        assert sum(one() is not None for one in masks) == 1
+    assert len(masks) == 20
 
 
 @one_of_each
