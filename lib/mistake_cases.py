@@ -30,19 +30,24 @@ def cases(model, cache: int, start_size: int, chunk_size: int, cut_chunk: int) -
 
     `chunk_size` is that of position-only methods, `cut_chunk` that of methods that look at keys.
     """
-    layers = model.config.get_text_config().num_hidden_layers
     streaming = StreamingLLM(start_size, cache - start_size)
-    norms = FixSizeL2(cache, 0.5, "keep_high", ())
-    lower = FixSizeL2(cache, 0.5, "keep_high", tuple(range(layers // 2, layers)))
-    share, every = L2Compress(0.8, 0, ()), max(cache // 4, 1)  # settles at `cache` tokens
+    when = _cut_at_the_wrong_time(model, streaming, max(cache // 4, 1), chunk_size)
+    return when | _put_in_the_wrong_place(model, streaming, cut_chunk)
 
-    def ours(method, positions="original"):
-        return partial(CompressedCache, model, method, positions=positions)
 
-    window, mixed = ours(streaming), Unsorted(norms)
+def _ours(model, method, positions="original") -> Callable[[], Cache]:
+    return partial(CompressedCache, model, method, positions=positions)
+
+
+def _cut_at_the_wrong_time(
+    model, streaming: StreamingLLM, every: int, chunk_size: int
+) -> dict[str, Case]:
+    """What leaves too early, too late or too often; the share kept `every` tokens."""
+    layers = model.config.get_text_config().num_hidden_layers
+    window = _ours(model, streaming)
     eager, dense = (partial(mistake, model, streaming) for mistake in (EagerEviction, DenseInChunk))
+    share = L2Compress(0.8, 0, ())  # settles at 4 times `every`, the budget
     rhythm = partial(DenseInChunk, model, share, every)
-    length = partial(LengthOfLayer0, model, lower)
     return {
         "cut before attention": Case(
             "old tokens leave before the step looks at them, not after it",
@@ -69,10 +74,21 @@ def cases(model, cache: int, start_size: int, chunk_size: int, cut_chunk: int) -
             "a cache at its budget has nothing more to lose: only time is lost",
             *(partial(HookInEveryLayer, model, streaming), window, 1, chunk_size),
         ),
+    }
+
+
+def _put_in_the_wrong_place(model, streaming: StreamingLLM, cut_chunk: int) -> dict[str, Case]:
+    """What stays, but with another position or order than it should have."""
+    layers, cache = model.config.get_text_config().num_hidden_layers, streaming.budget
+    norms = FixSizeL2(cache, 0.5, "keep_high", ())
+    lower = FixSizeL2(cache, 0.5, "keep_high", tuple(range(layers // 2, layers)))
+    mixed, ours = Unsorted(norms), partial(_ours, model)
+    length = partial(LengthOfLayer0, model, lower)
+    return {
         "keys not turned": Case(
             "sinks stand as far away as in the text, not where they are in the cache",
             "the distance to sinks grows with the text, and training knew none beyond its context",
-            *(window, ours(streaming, "in_cache"), 512),
+            *(ours(streaming), ours(streaming, "in_cache"), 512),
             far=True,
         ),
         "length of layer 0": Case(
