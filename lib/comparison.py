@@ -108,18 +108,21 @@ def lead_table(
 
     Columns `best`, `next` (the runner-up), `ratio` of its perplexity to the best one's with
     `ratio_low` and `ratio_high`, and `as_good`, the rows whose interval includes the best one's
-    perplexity. The best is found on the same texts, which flatters it.
+    perplexity; none where a row has no other. The best is found on the same texts, which flatters
+    it.
     """
     rows = []
     for length, budget in itertools.product(results, sorted({budget_of(name) for name in names})):
         own = {x: results[length][x].nll for x in names if x in results[length]}
         own = {x: nll for x, nll in own.items() if budget_of(x) == budget}
-        if len(own) < 2:
+        if not own:
             continue
         best, *others = sorted(own, key=lambda x: float(own[x].double().mean()))
         ratios = {x: ppl_ratio_ci(own[x], own[best]) for x in others}
-        lead = {"length": length, "budget": budget, "best": best, "next": others[0]}
-        lead |= dict(zip(("ratio", "ratio_low", "ratio_high"), ratios[others[0]], strict=True))
+        second = others[0] if others else None
+        lead = {"length": length, "budget": budget, "best": best, "next": second}
+        ahead = ratios.get(second, (float("nan"),) * 3)
+        lead |= dict(zip(("ratio", "ratio_low", "ratio_high"), ahead, strict=True))
         as_good = [x for x, (_, low, _) in ratios.items() if not low > 1]
         lead |= {"as_good": ", ".join(as_good), "n_texts": len(own[best])}
         rows.append(lead)

@@ -190,8 +190,10 @@ def random_results(seed: int, names: list[str], texts: int, tokens: int) -> dict
 def test_the_best_row_is_set_against_the_others_in_pairs():
     names = ["tova_32", "h2o_32", "snapkv_32", "tova_64", "h2o_64", "keydiff_128"]
     results = {100: random_results(0, names, 7, 99), 50: random_results(1, names[:3], 7, 49)}
-    table = lead_table(results, names)
-    assert table[["length", "budget"]].values.tolist() == [[100, 32], [100, 64], [50, 32]]
+    every = lead_table(results, names)
+    where = [[100, 32], [100, 64], [100, 128], [50, 32]]
+    assert every[["length", "budget"]].values.tolist() == where
+    table = every[every.budget < 128]  # the last has no other row
     assert table.best.tolist() == ["tova_32", "tova_64", "tova_32"]
     assert table.next.tolist() == ["h2o_32", "h2o_64", "h2o_32"]
     assert (table.n_texts == 7).all()
@@ -201,6 +203,10 @@ def test_the_best_row_is_set_against_the_others_in_pairs():
         mean, low, high = mean_ci(gaps.numpy())
         found = (row.ratio, row.ratio_low, row.ratio_high)
         assert found == pytest.approx([math.exp(x) for x in (mean, low, high)])
+    alone = lead_table(results, ["keydiff_128"])  # one row, and nothing beside it
+    assert alone[["length", "best", "as_good"]].values.tolist() == [[100, "keydiff_128", ""]]
+    assert alone.next.isna().all()
+    assert alone.ratio_low.isna().all()
     # a row that is sometimes better than the best is as good as it; the last is clearly worse
     results[100]["h2o_32"].nll[:3] -= 0.2
     assert lead_table(results, names).as_good.tolist()[0] == "h2o_32"
