@@ -14,10 +14,10 @@ import pandas as pd
 import psutil
 
 from lib import StreamingLLM, load_model, save_table
-from lib.breakdown import breakdown
-from lib.limits import decoding_work, measure_machine, share_of_limit
-from lib.results import machine_line
-from lib.stats import summarise
+from lib.measure.breakdown import breakdown
+from lib.measure.limits import decoding_work, measure_machine, share_of_limit
+from lib.measure.stats import summarise
+from lib.results.save import machine_line
 
 BASELINE = "baseline"
 

@@ -3,8 +3,8 @@
 import importlib
 
 _PUBLIC = {
-    "attention": ["attention_maps", "sink_strength"],
-    "cache": ["CompressedCache"],
+    "measure.attention_maps": ["attention_maps", "sink_strength"],
+    "cache.compressed": ["CompressedCache"],
     "compressors": [
         "AdaptiveL2",
         "Compressor",
@@ -29,18 +29,18 @@ _PUBLIC = {
         "recent_only_compress",
         "streaming_llm_compress",
     ],
-    "data": ["load_tokens"],
-    "generation": ["Generation", "generate"],
-    "memory": ["cache_bytes"],
-    "models": ["load_model", "load_tokenizer"],
-    "perplexity": [
+    "load.texts": ["load_tokens"],
+    "measure.generation": ["Generation", "generate"],
+    "cache.baseline": ["cache_bytes"],
+    "load.models": ["load_model", "load_tokenizer"],
+    "measure.perplexity": [
         "Evaluation",
         "evaluate",
         "evaluate_recompute",
         "evaluate_with_compression",
     ],
-    "results": ["save_figure", "save_table"],
-    "streaming": ["disable_streaming_llm", "enable_streaming_llm"],
+    "results.save": ["save_figure", "save_table"],
+    "cache.streaming": ["disable_streaming_llm", "enable_streaming_llm"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = sorted(_HOME)

@@ -12,7 +12,7 @@ def progress(iterable=None, **kwargs) -> tqdm:
 
 
 def _watched() -> bool:
-    if "KVLAB_NOTEBOOK" in os.environ:  # a headless run: `lib/staging.py`
+    if "KVLAB_NOTEBOOK" in os.environ:  # a headless run: `lib/run/staging.py`
         return False
     return _in_notebook() or sys.stderr.isatty()
 

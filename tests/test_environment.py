@@ -59,8 +59,8 @@ def test_every_imported_package_is_declared():
 
 
 def test_the_text_packages_come_with_the_project():
-    """What lib/docs.py reads must be there: declared, or needed by what is."""
-    from lib.docs import SPLITS
+    """What lib/load/docstrings.py reads must be there: declared, or needed by what is."""
+    from lib.load.docstrings import SPLITS
 
     for packages in SPLITS.values():
         assert {canonical(name) for name in packages.values()} <= pins().keys()

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 from .adaptive_l2 import AdaptiveL2
-from .base import Compressor, Held, compress, compress_function
+from .base import Compressor, Held
 from .fix_size_l2 import FixSizeL2
+from .functions import compress, compress_function
 from .h2o import H2O
 from .h2o_l2 import H2OL2
 from .keydiff import KeyDiff

@@ -5,17 +5,17 @@ from typing import ClassVar, Self
 
 import torch
 
+from lib.require import require_int, require_share
+
 from .base import (
     Compressor,
     Held,
     keep_best,
+    key_norms,
     layer_set,
     require_budget,
-    require_int,
-    require_share,
     share_of,
 )
-from .l2_compress import key_norms
 
 
 @dataclass

@@ -1,34 +1,12 @@
 """What every compressor is: a dataclass that says which cached tokens stay."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import ClassVar, Self
 
 import torch
-from transformers import Cache
 
-Pairs = list[tuple[torch.Tensor, torch.Tensor]] | tuple[tuple[torch.Tensor, torch.Tensor], ...]
-
-
-def require(condition: bool, name: str, value, allowed: str) -> None:
-    """Raise a ValueError that names the parameter, its value and what is allowed."""
-    if not condition:
-        raise ValueError(f"{name}={value!r}: allowed is {allowed}")
-
-
-def require_int(name: str, value, low: int) -> None:
-    """Raise a ValueError unless `value` is a whole number of at least `low`."""
-    ok = isinstance(value, Integral) and not isinstance(value, bool) and value >= low
-    require(ok, name, value, f"an int >= {low}")
-
-
-def require_share(name: str, value, above: float | None = None) -> None:
-    """Raise a ValueError unless `value` is a number from 0 to 1, and more than `above`."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    ok = number and 0 <= value <= 1 and (above is None or value > above)
-    require(ok, name, value, "a number from 0 to 1" + ("" if above is None else f", above {above}"))
+from lib.require import require, require_int
 
 
 def require_budget(budget, start_size, more: int = 1) -> None:
@@ -168,43 +146,21 @@ def gather_tokens(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return x.gather(2, index)
 
 
-def compress(past_key_values: Pairs | Cache, compressor: Compressor) -> Pairs | Cache:
-    """Apply `compressor` once to a list or tuple of (key, value) or a transformers `Cache`.
+def key_norms(keys: torch.Tensor) -> torch.Tensor:
+    """L2 norms (B, H, T) of keys (B, H, T, D)."""
+    return as_float(keys).norm(dim=-1)
 
-    Pairs come back as a new list or tuple; a `Cache` is cut in place and returned. Keys keep the
-    rotation they have (original positions): turning them needs the model, see `lib.cache`.
+
+def random_scores(keys: torch.Tensor, layer_idx: int, seed: int) -> torch.Tensor:
+    """Random scores (B, H, T) for keys (B, H, T, D).
+
+    Seeded by what is cached too: the same cache is always cut alike, yet in a stream, where every
+    cut sees the same length, not the same place leaves each time.
     """
-    if isinstance(past_key_values, Cache):
-        layers = past_key_values.layers
-        for layer_idx, layer in enumerate(layers):
-            if layer.is_initialized and layer.keys.numel():
-                held = Held(layer.keys, layer.values, layer_idx, len(layers))
-                layer.keys, layer.values = _cut(held, compressor)
-        return past_key_values
-    if not isinstance(past_key_values, (list, tuple)):
-        raise TypeError(
-            f"past_key_values is a {type(past_key_values).__name__}: "
-            "allowed are a list or tuple of (key, value) and a transformers Cache"
-        )
-    held = [Held(k, v, i, len(past_key_values)) for i, (k, v) in enumerate(past_key_values)]
-    cut = [_cut(layer, compressor) for layer in held]
-    return type(past_key_values)(cut)
-
-
-def compress_function(method: type[Compressor]) -> Callable[..., Pairs | Cache]:
-    """`method` as a function: `f(past_key_values, **parameters)`, see `compress`."""
-
-    def function(past_key_values: Pairs | Cache, *args, **kwargs) -> Pairs | Cache:
-        return compress(past_key_values, method(*args, **kwargs))
-
-    function.__name__ = function.__qualname__ = f"{method.name.removesuffix('_compress')}_compress"
-    function.__doc__ = f"{method.__name__}, applied once to (key, value) pairs or a Cache."
-    function.method = method
-    return function
-
-
-def _cut(held: Held, compressor: Compressor) -> tuple[torch.Tensor, torch.Tensor]:
-    index = compressor.keep(held)
-    if index is None:
-        return held.keys, held.values
-    return gather_tokens(held.keys, index), gather_tokens(held.values, index)
+    rows = []
+    for row in keys:  # (H, T, D)
+        content = row[:, -1].float().contiguous().view(torch.int32).sum().item()
+        row_seed = hash((seed, layer_idx, row.shape[1], content)) % 2**63
+        generator = torch.Generator().manual_seed(row_seed)
+        rows.append(torch.rand(row.shape[:2], generator=generator))
+    return torch.stack(rows).to(keys.device)

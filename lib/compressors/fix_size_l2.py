@@ -5,19 +5,18 @@ from typing import ClassVar, Self
 
 import torch
 
+from lib.require import require, require_int, require_share
+
 from .base import (
     Compressor,
     Held,
     keep_best,
+    key_norms,
     layer_set,
-    require,
+    random_scores,
     require_budget,
-    require_int,
-    require_share,
     share_of,
 )
-from .l2_compress import key_norms
-from .random import random_scores
 
 STRATEGIES = ("keep_low", "keep_high", "random")
 

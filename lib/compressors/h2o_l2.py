@@ -5,8 +5,9 @@ from typing import ClassVar, Self
 
 import torch
 
-from .base import Compressor, Held, keep_best, layer_set, require_budget, require_int
-from .l2_compress import key_norms
+from lib.require import require_int
+
+from .base import Compressor, Held, keep_best, key_norms, layer_set, require_budget
 
 
 @dataclass

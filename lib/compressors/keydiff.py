@@ -6,7 +6,9 @@ from typing import ClassVar, Self
 import torch
 import torch.nn.functional as F
 
-from .base import Compressor, Held, as_float, keep_best, layer_set, require_budget, require_int
+from lib.require import require_int
+
+from .base import Compressor, Held, as_float, keep_best, layer_set, require_budget
 
 
 @dataclass

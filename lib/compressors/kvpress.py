@@ -8,16 +8,9 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from .base import (
-    Compressor,
-    Held,
-    as_float,
-    keep_best,
-    layer_set,
-    require,
-    require_budget,
-    require_int,
-)
+from lib.require import require, require_int
+
+from .base import Compressor, Held, as_float, keep_best, layer_set, require_budget
 
 # those that score by keys and values alone
 PRESSES = ("KnormPress", "KeyDiffPress", "LagKVPress", "CURPress", "StreamingLLMPress")

@@ -6,21 +6,16 @@ from typing import ClassVar, Self
 
 import torch
 
+from lib.require import require_int, require_share
+
 from .base import (
     Compressor,
     Held,
-    as_float,
     keep_best,
+    key_norms,
     layer_set,
     require_budget,
-    require_int,
-    require_share,
 )
-
-
-def key_norms(keys: torch.Tensor) -> torch.Tensor:
-    """L2 norms (B, H, T) of keys (B, H, T, D)."""
-    return as_float(keys).norm(dim=-1)
 
 
 @dataclass

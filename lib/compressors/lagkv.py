@@ -5,7 +5,9 @@ from typing import ClassVar, Self
 
 import torch
 
-from .base import Compressor, Held, as_float, keep_best, layer_set, require_budget, require_int
+from lib.require import require_int
+
+from .base import Compressor, Held, as_float, keep_best, layer_set, require_budget
 
 
 def lag_scores(states: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,9 @@ from typing import ClassVar, Self
 
 import torch
 
-from .base import Compressor, Held, layer_set, require, require_budget, require_int
+from lib.require import require, require_int
+
+from .base import Compressor, Held, layer_set, require_budget
 from .h2o_l2 import H2OL2
 from .snapkv import SnapKV
 

@@ -5,31 +5,17 @@ from typing import ClassVar, Self
 
 import torch
 
+from lib.require import require_int, require_share
+
 from .base import (
     Compressor,
     Held,
     keep_best,
     layer_set,
+    random_scores,
     require_budget,
-    require_int,
-    require_share,
     share_of,
 )
-
-
-def random_scores(keys: torch.Tensor, layer_idx: int, seed: int) -> torch.Tensor:
-    """Random scores (B, H, T) for keys (B, H, T, D).
-
-    Seeded by what is cached too: the same cache is always cut alike, yet in a stream, where every
-    cut sees the same length, not the same place leaves each time.
-    """
-    rows = []
-    for row in keys:  # (H, T, D)
-        content = row[:, -1].float().contiguous().view(torch.int32).sum().item()
-        row_seed = hash((seed, layer_idx, row.shape[1], content)) % 2**63
-        generator = torch.Generator().manual_seed(row_seed)
-        rows.append(torch.rand(row.shape[:2], generator=generator))
-    return torch.stack(rows).to(keys.device)
 
 
 @dataclass

@@ -6,16 +6,9 @@ from typing import ClassVar, Self
 import torch
 from torch.nn.functional import avg_pool1d, max_pool1d
 
-from .base import (
-    Compressor,
-    Held,
-    keep_best,
-    layer_set,
-    require,
-    require_budget,
-    require_int,
-    scores_of,
-)
+from lib.require import require, require_int
+
+from .base import Compressor, Held, keep_best, layer_set, require_budget, scores_of
 
 POOLING = {"avg": avg_pool1d, "max": max_pool1d}
 

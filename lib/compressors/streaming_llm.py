@@ -5,7 +5,9 @@ from typing import ClassVar, Self
 
 import torch
 
-from .base import Compressor, Held, Window, require_budget, require_int
+from lib.require import require_int
+
+from .base import Compressor, Held, Window, require_budget
 
 
 @dataclass

@@ -5,15 +5,9 @@ from typing import ClassVar, Self
 
 import torch
 
-from .base import (
-    Compressor,
-    Held,
-    keep_best,
-    layer_set,
-    require_budget,
-    require_int,
-    scores_of,
-)
+from lib.require import require_int
+
+from .base import Compressor, Held, keep_best, layer_set, require_budget, scores_of
 
 
 @dataclass

@@ -1,0 +1,102 @@
+"""What a cache and the loops refuse before any work, each error naming value and allowed values."""
+
+import torch
+
+from lib.compressors import Compressor
+from lib.require import require, require_int
+
+POSITIONS = ("in_cache", "original")
+PREFILL = ("streamed", "dense")
+ALIBI = ("bloom", "mpt")
+
+
+def check_config(config, compressor: Compressor, buffer: int) -> None:
+    """Refuse models whose attention lays something over the text that a cut cache breaks."""
+    alibi = config.model_type in ALIBI or getattr(config, "alibi", False)
+    what = "models without ALiBi: its biases need the whole text's distances"
+    require(not alibi, "model_type", config.model_type, what)
+    soft = getattr(config, "attn_logit_softcapping", None)
+    require(soft is None, "attn_logit_softcapping", soft, "None")
+    own = getattr(config, "sliding_window", None)
+    if own is None or not getattr(config, "use_sliding_window", True):
+        return
+    needed = (compressor.budget or own) + buffer + 1
+    what = f"None, or at least budget + buffer + 1 = {needed}"
+    require(own >= needed, "sliding_window", own, what)
+
+
+def check_model(model) -> None:
+    """Refuse models whose attention can't be exchanged for a step, or has terms of its own."""
+    ok = model._can_set_attn_implementation()
+    what = "one that takes its attention from transformers' AttentionInterface"
+    require(ok, "model", type(model).__name__, what)
+    own = [name for name, _ in model.named_parameters() if name.endswith(".sinks")]
+    require(not own, "model", type(model).__name__, "one without learned sinks in its attention")
+
+
+def check_method(compressor, positions: str, buffer: int = 0, prefill: str = "streamed") -> None:
+    """Raise a ValueError unless these are a compressor (or None) and a way to run it."""
+    ok = compressor is None or isinstance(compressor, Compressor)
+    require(ok, "compressor", compressor, "None or a Compressor such as StreamingLLM(4, 508)")
+    require(positions in POSITIONS, "positions", positions, f"one of {POSITIONS}")
+    require(prefill in PREFILL, "prefill", prefill, f"one of {PREFILL}")
+    require_int("buffer", buffer, 0)
+    fixed = compressor is None or compressor.budget is not None
+    require(fixed or not buffer, "buffer", buffer, "0 for a method without a fixed budget")
+
+
+def left_pads(attention_mask: torch.Tensor, columns: int) -> torch.Tensor:
+    """Pads in front of each row (B, 1) of a mask (B, columns); ValueError on any other padding."""
+    shape = tuple(attention_mask.shape)
+    ok = len(shape) == 2 and shape[1] == columns
+    require(ok, "attention_mask.shape", shape, f"(batch, {columns})")
+    mask = attention_mask.bool()
+    pads = (mask.cumsum(-1) == 0).sum(-1, keepdim=True)
+    ok = bool((pads + mask.sum(-1, keepdim=True) == columns).all())
+    require(ok, "attention_mask", "zeros after ones", "padding on the left only")
+    return pads
+
+
+def new_pads(
+    attention_mask: torch.Tensor | None, n: int, seen: int, known: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Pads (B, 1) in front, if a mask for `n` tokens after `seen` has others than the `known` ones.
+
+    ValueError on any other padding, and for pads where a row had tokens already.
+    """
+    if attention_mask is None:
+        return None
+    if n == 1 and seen > 0 and attention_mask.ndim == 2:
+        ok = bool(attention_mask[:, -1].all())
+        require(ok, "attention_mask", "0 for a new token", "padding on the left only")
+        return None
+    pads = left_pads(attention_mask, seen + n)
+    known = torch.zeros_like(pads) if known is None else known
+    if torch.equal(pads, known):
+        return None
+    # a row may have had nothing but pads up to here
+    ok = bool((known == seen)[pads != known].all())
+    require(ok, "attention_mask", "new padding", "the padding of the tokens before")
+    return pads
+
+
+def check_ids(model, input_ids: torch.Tensor, shortest: int) -> torch.Tensor:
+    """Token ids as (B, T) where the model wants them, or a ValueError."""
+    tensor = isinstance(input_ids, torch.Tensor) and input_ids.dtype in (torch.int64, torch.int32)
+    require(tensor, "input_ids", type(input_ids).__name__, "a tensor of whole numbers")
+    shape = tuple(input_ids.shape)
+    ok = len(shape) in (1, 2) and input_ids.numel() and shape[-1] >= shortest
+    require(ok, "input_ids.shape", shape, f"(T,) or (B, T) with T >= {shortest}")
+    vocabulary = model.config.get_text_config().vocab_size
+    low, high = int(input_ids.min()), int(input_ids.max())
+    require(low >= 0 and high < vocabulary, "input_ids", (low, high), f"ids in 0..{vocabulary - 1}")
+    return (input_ids[None] if input_ids.ndim == 1 else input_ids).to(input_device(model))
+
+
+def input_device(model) -> torch.device:
+    """Where the model computes first: its weights may be elsewhere (accelerate's offloading)."""
+    if model.device.type != "meta":
+        return model.device
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    devices = [getattr(hook, "execution_device", None) for hook in hooks]
+    return torch.device(next((device for device in devices if device is not None), "cpu"))

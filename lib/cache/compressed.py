@@ -1,0 +1,250 @@
+"""A transformers Cache that lets a compressor decide which tokens stay.
+
+    cache = CompressedCache(model, StreamingLLM(4, 508))
+    model.generate(**inputs, past_key_values=cache)
+
+Each forward pass is one step. Before it, a hook on the model asks the cache for the step's position
+ids and masks (`CompressedCache.step`); only a step of several tokens in which old ones leave, and
+any step of a method that scores tokens by attention, needs attention of our own, `attention.py`,
+and gets it for that step alone.
+"""
+
+import copy
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedConfig
+
+from lib.compressors import Compressor
+from lib.require import require, require_int
+
+from .checks import check_config, check_method, check_model, new_pads
+from .hooks import Announced, attach
+from .rope import find_rope, head_width, rotary_embeddings
+from .scattered import Scattered
+from .step import Step, mask_of_one
+from .window import Windowed, WindowLayer
+
+# float32 angles lose precision with the position, so positions start again every so many tokens
+REBASE_EVERY = 1024
+NO_MASK = ("flash_attention_2", "flash_attention_3", "flex_attention")
+
+
+class CompressedCache(Announced):
+    """A cache under one of our compressors, for any RoPE model: pass it as `past_key_values`.
+
+    `buffer`: the cache may grow by so many tokens before it is cut (lazy eviction).
+    `positions="in_cache"` counts distances inside the cache (keys are turned, in float32);
+    `"original"` leaves keys as they were rotated, with gaps where tokens were cut.
+    `prefill="streamed"`: each token of a prompt sees its own window; `"dense"`: the prompt sees
+    all of itself and is cut afterwards, as it always is for methods that look at the keys (with
+    padding its mask grows with the square of its length).
+    `static`: steps of one token have fixed shapes, for torch.compile.
+    Made from a config alone, it can't know of padding or attention, nor stream a prompt past the
+    budget.
+    """
+
+    def __init__(
+        self,
+        model_or_config,
+        compressor: Compressor,
+        buffer: int = 0,
+        positions: str = "in_cache",
+        prefill: str = "streamed",
+        static: bool = False,
+    ):
+        check_method(compressor, positions, buffer, prefill)
+        require(compressor is not None, "compressor", compressor, "a Compressor")
+        self.compressor = copy.deepcopy(compressor)
+        self.buffer, self.positions, self.prefill = buffer, positions, prefill
+        self.static = static
+        model = None if isinstance(model_or_config, PreTrainedConfig) else model_or_config
+        config = (model_or_config if model is None else model.config).get_text_config()
+        check_config(config, compressor, buffer)
+        self.rope = find_rope(model_or_config) if positions == "in_cache" else None
+        # without rotation positions are looked up in a table, which ends
+        learned = model is not None and not rotary_embeddings(model)
+        self.last_position = config.max_position_embeddings if learned else None
+        self.dtype = getattr(model_or_config, "dtype", None) or torch.float32
+        window = compressor.window
+        require(window or not static, "static", static, "False for methods that look at the keys")
+        number = config.num_hidden_layers
+        if window:
+            dense, width = prefill == "dense", head_width(config)
+            self.kind = Windowed(window, buffer, dense, number, width, self.dtype)
+            layers = [WindowLayer(self.kind, self.rope, static) for _ in range(number)]
+        else:
+            self.kind = Scattered(number, self.compressor, buffer, self.rope)
+            layers = self.kind.layers
+        super().__init__(layers=layers)
+        self.seen = 0  # tokens of the stream so far
+        self.position = 0  # position of the next token
+        self._step: Step | None = None  # the one under way
+        if model is not None:
+            check_model(model)
+            attach(model)
+
+    def __repr__(self) -> str:
+        return (
+            f"CompressedCache({self.compressor}, budget={self.compressor.budget}, "
+            f"buffer={self.buffer}, positions={self.positions!r}, prefill={self.prefill!r}, "
+            f"seen={self.seen}, cached_lengths={self.cached_lengths})"
+        )
+
+    def reset(self) -> None:
+        """Forget everything: the next token begins a new stream."""
+        self.seen = self.position = 0
+        self._step = None
+        self.kind.reset()
+        super().reset()
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens of the stream seen so far, kept or not."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Keys the next `query_length` tokens are given, and the index of the first of them."""
+        if self.static and query_length == 1:  # a step that was announced has its mask
+            raise RuntimeError("a static cache needs its steps announced: call the model itself")
+        held = self.cached_lengths[layer_idx]
+        return held + query_length, self.seen - held
+
+    @property
+    def cached_lengths(self) -> list[int]:
+        """Tokens held now, per layer."""
+        return self.kind.lengths(self.seen)
+
+    @property
+    def evictions(self) -> int:
+        """How often some layer was cut."""
+        return self.kind.cuts(self.seen)
+
+    @property
+    def evicted(self) -> int:
+        """Tokens that have left the layer that lost most."""
+        return self.kind.evicted(self.seen)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated: keys, values, the keys kept un-turned, and attention received."""
+        return sum(x.nbytes for layer in self.layers for x in layer.tensors().values())
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Take the rows `beam_idx`, as many as there are: the beams that go on."""
+        super().reorder_cache(beam_idx)
+        self.kind.take(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the rows `indices`."""
+        for layer in self.layers:
+            layer.take(indices)
+        self.kind.take(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Have each row `repeats` times."""
+        if self.seen:
+            rows = len(self.layers[0].keys)
+            self.batch_select_indices(torch.arange(rows).repeat_interleave(repeats))
+
+    def crop(self, *args) -> None:
+        """Refused: what was fed can't be taken back (assisted decoding)."""
+        raise ValueError("a CompressedCache can't be cropped: tokens that left it can't come back")
+
+    def update(self, key_states, value_states, layer_idx: int, *args, **kwargs):
+        """What attention may see: all that is cached, and the new tokens (B, H, n, D)."""
+        n = key_states.shape[2]
+        if self.static and n == 1:  # counted beforehand: nothing here may change under compile
+            return self.layers[layer_idx].update(key_states, value_states)
+        if self._step is None or self._step.n != n:
+            self._unannounced(key_states)
+        self._step.written = True
+        states = self.layers[layer_idx].update(key_states, value_states)
+        if layer_idx == len(self.layers) - 1:
+            self._finish()
+        return states
+
+    def _unannounced(self, key_states) -> None:
+        """A step that no hook saw: right as long as plain causal attention is."""
+        n = key_states.shape[2]
+        if not self.kind.is_causal(n, self.seen) or self.position != self.seen:
+            raise RuntimeError(
+                f"a step of {n} tokens after {self.seen} needs masks, positions or scores that "
+                "only the model's hook gives: make the cache from the model, "
+                "CompressedCache(model, ...), and call that model"
+            )
+        self._begin(n, key_states.device)
+
+    def step(self, n: int, device="cpu", attention_mask=None, attention: str = "sdpa") -> dict:
+        """Keyword arguments of the model's forward for the next `n` tokens; the hook's work.
+
+        `attention_mask` (B, T) may have pads in front. `attention` is the model's implementation;
+        where it can't do, `kv_step` is among the arguments, which `lib.cache.attention` needs.
+        """
+        require_int("n", n, 1)
+        if self._step is not None and self._step.written:
+            raise RuntimeError("the step before failed midway: reset() the cache and begin again")
+        self._take_pads(attention_mask, n, attention)
+        self._rebase(n)
+        step = self._begin(n, device)
+        kwargs = {"past_key_values": self, "position_ids": self._position_ids(n, device)}
+        padded = self.kind.pads is not None
+        if self.kind.scored:
+            # a copy, so that no cycle of layers, step and layers keeps the cache in memory
+            kwargs |= {"attention_mask": None, "kv_step": replace(step, layers=self.layers)}
+        elif n == 1 and (padded or self.static):
+            require(attention not in NO_MASK, "attn_implementation", attention, "'sdpa' or 'eager'")
+            size = self.kind.size if self.static else None
+            kwargs["attention_mask"] = mask_of_one(step, size, device, self.dtype)
+        elif n == 1 and attention == "eager":  # its own mask would have the length of layer 0
+            kwargs["attention_mask"] = torch.zeros(1, 1, 1, 1, device=device, dtype=self.dtype)
+        else:
+            kwargs["attention_mask"] = attention_mask if padded and step.dense else None
+            if n > 1 and not self.kind.is_plain(n, self.seen):
+                kwargs["kv_step"] = step
+        if self.static and n == 1:
+            self._finish()
+        return kwargs
+
+    def _begin(self, n: int, device) -> Step:
+        """Plan the step and tell the layers."""
+        step = Step(n, self.seen, self.position, self.rope)
+        self.kind.plan(step, self.layers, device)
+        for layer in self.layers:
+            layer.step = step
+        self._step = step
+        return step
+
+    def _finish(self) -> None:
+        """All layers have the new tokens: count them."""
+        step, self._step = self._step, None
+        self.seen += step.n
+        self.position += step.n
+        self.kind.settle(step)
+
+    def _rebase(self, n: int) -> None:
+        """Keep positions small; distances, all that RoPE sees, stay the same."""
+        longest = max(self.cached_lengths)
+        if self.rope is None or self.position + n <= longest + max(REBASE_EVERY, n):
+            return
+        self.kind.rebase(self.layers, self.seen, self.position, longest)
+        self.position = longest
+
+    def _position_ids(self, n: int, device) -> torch.Tensor:
+        """(1 or B, n)"""
+        positions = torch.arange(self.position, self.position + n, device=device)[None]
+        if self.kind.pads is not None:
+            positions = positions - self.kind.pads
+        if self.last_position is not None:
+            highest = self.position + n
+            require(highest <= self.last_position, "tokens", highest, f"<= {self.last_position}")
+        return positions if self.rope is not None else positions.clamp(min=0)
+
+    def _take_pads(self, attention_mask, n: int, attention: str) -> None:
+        """Note how many pads each row has in front; refuse what can't be kept exact."""
+        pads = new_pads(attention_mask, n, self.seen, self.kind.pads)
+        if pads is None:
+            return
+        name, ok = self.compressor.name, self.compressor.window is not None
+        require(ok, "attention_mask", "padding", f"rows of one length for {name}, or batch size 1")
+        require(attention not in NO_MASK, "attn_implementation", attention, "'sdpa' or 'eager'")
+        self.kind.pads = pads

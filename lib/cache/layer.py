@@ -1,0 +1,39 @@
+"""What one layer of the cache holds between steps, how it is cut, and which keys it turns.
+
+Eviction never blinds the current step: `update` returns what was held and the new tokens uncut, and
+the cut is for the next step.
+"""
+
+import torch
+from transformers.cache_utils import CacheLayerMixin
+
+from .step import Step
+
+
+class Layer(CacheLayerMixin):
+    """What both kinds of layer share. The cache sets `step` before the tokens come."""
+
+    step: Step | None = None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The layer's tensors; each has a row per sequence."""
+        return {name: x for name, x in vars(self).items() if isinstance(x, torch.Tensor)}
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Take the rows `beam_idx`, in place."""
+        for x in self.tensors().values():
+            x.copy_(x.index_select(0, beam_idx.to(x.device)))
+
+    def take(self, rows: torch.Tensor) -> None:
+        """Become the rows `rows`."""
+        for name, x in self.tensors().items():
+            setattr(self, name, x.index_select(0, rows.to(x.device)))
+
+    def get_seq_length(self) -> int:
+        return self.step.seen + self.step.n if self.step else 0
+
+    def get_max_length(self) -> int:
+        return -1  # no limit: old tokens leave
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, self.get_seq_length() - self.length

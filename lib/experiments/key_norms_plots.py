@@ -1,0 +1,103 @@
+"""The figures of key norms: every head in a map, attention by norm, what dropping loses, sinks."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+
+from lib.measure.stats import mean_ci
+from lib.plots import BLACK, GREY, PURPLE, mark_cells, plain_log
+
+ORDERS = {"keep_low": (PURPLE, "-"), "keep_high": (PURPLE, "--")}
+ORDERS |= {"random": (GREY, ":"), "ideal": (BLACK, "-")}
+
+
+def layer_colors(layers: int) -> np.ndarray:
+    """A colour for each layer, (layers, 4), low layers dark."""
+    return colormaps["viridis"](np.linspace(0, 0.92, layers))
+
+
+def head_map(ax: Axes, table: pd.DataFrame, column: str, form: str, label: str, title: str) -> None:
+    """`column` by `layer` and `head`, as numbers (up to 8 heads) and as colours about 0.
+
+    A dot marks where its interval, `<column>_low` to `<column>_high`, includes 0.
+    """
+    by_place = table.set_index(["layer", "head"])
+    grid = by_place[column].unstack("head")
+    unsure = (by_place[f"{column}_low"] < 0) & (by_place[f"{column}_high"] > 0)
+    digits = int(form[1])
+    most = max(10.0**-digits, np.abs(grid.to_numpy()).max())
+    look = {"vmin": -most, "vmax": most, "cmap": "PuOr_r", "cbar_kws": {"label": label}}
+    shown = grid.round(digits) + 0.0  # no -0
+    sns.heatmap(shown, ax=ax, annot=grid.shape[1] <= 8, fmt=form, annot_kws={"size": 9}, **look)
+    mark_cells(ax, unsure.unstack("head").to_numpy())
+    ax.set_xlabel("head (dot: 95% includes 0)")
+    ax.set_title(title, fontsize=11, weight="normal")
+
+
+def attention_by_norm(ax: Axes, parts: np.ndarray) -> None:
+    """Attention received by equal parts of the keys in the order of norms, (N, L, parts), by layer.
+
+    Relative to the mean of all keys; bands are 95% intervals over the N texts.
+    """
+    layers, count = parts.shape[1:]
+    at = (np.arange(count) + 0.5) * 100 / count
+    for layer, color in enumerate(layer_colors(layers)):
+        mean, low, high = np.transpose([mean_ci(values) for values in parts[:, layer].T])
+        ax.plot(at, mean, color=color, marker="o", ms=4, label=f"layer {layer}")
+        ax.fill_between(at, low, high, color=color, alpha=0.15, lw=0)
+    ax.axhline(1, color=BLACK, lw=1, ls=":")
+    ax.set(xlabel="key norm (percentile in its head)", ylim=0)
+    ax.set_ylabel("attention relative to the mean")
+    ax.legend(fontsize=9, ncols=1 + layers // 9)
+
+
+def attention_lost(ax: Axes, curves: Mapping[str, np.ndarray]) -> None:
+    """Attention lost against keys dropped, (N, L, H, C) by order: heads' mean, band over texts."""
+    C = curves["ideal"].shape[-1]
+    at = np.linspace(0, C - 1, min(C, 129)).round().astype(int)
+    for name, (color, line) in ORDERS.items():
+        by_text = 100 * curves[name][..., at].mean((1, 2))  # (N, points)
+        mean, low, high = np.transpose([mean_ci(values) for values in by_text.T])
+        ax.plot(100 * (at + 1) / C, mean, color=color, ls=line, label=name.replace("_", " "))
+        ax.fill_between(100 * (at + 1) / C, low, high, color=color, alpha=0.15, lw=0)
+    ax.set(xlabel="cached keys dropped (%)", ylabel="attention lost (%)")
+    ax.legend()
+
+
+def sink_norms(ax: Axes, sinks: pd.DataFrame, levels: Mapping[str, float]) -> None:
+    """Attention on the first token against its norm, a point for each head; `levels` are marked.
+
+    `sinks` has `layer`, `attention` and `norm_over_median`, the last two with 95% intervals.
+    """
+    layers = sinks.layer.nunique()
+    for layer, color in enumerate(layer_colors(layers)):
+        part = sinks[sinks.layer == layer]
+        x, y = part.norm_over_median, 100 * part.attention
+        spread = [x - part.norm_over_median_low, part.norm_over_median_high - x]
+        up = [y - 100 * part.attention_low, 100 * part.attention_high - y]
+        ax.errorbar(x, y, up, spread, fmt="o", color=color, elinewidth=1, label=f"layer {layer}")
+    ax.axvline(1, color=BLACK, lw=1, ls=":")
+    place = {"transform": ax.get_yaxis_transform(), "va": "bottom", "ha": "right", "fontsize": 10}
+    for name, share in levels.items():
+        ax.axhline(100 * share, color=BLACK, lw=1, ls=":")
+        ax.text(0.995, 100 * share, name, **place)
+    plain_log(ax.yaxis)
+    ax.set(xlabel="norm of the first token's key / median norm", ylabel="attention on it (%)")
+    ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + layers // 13)
+
+
+def skip_changes(ax: Axes, checked: pd.DataFrame) -> None:
+    """Perplexity against the baseline's, the first row of `checked`, with intervals over texts."""
+    rest = checked.iloc[:0:-1]  # without the baseline, the row after it on top
+    names = [f"{row.method} ({row.tokens_held:,.0f})" for row in rest.itertuples()]
+    change = rest["ppl_change_%"]
+    spread = change - rest.ppl_change_low, rest.ppl_change_high - change
+    ax.errorbar(change, names, xerr=spread, fmt="P", color=PURPLE, capsize=3)
+    ax.axvline(0, color=BLACK, lw=1, ls=":")
+    ax.set(xlabel="perplexity against the full cache (%)")
+    heading = "norms kept, layers skipped (tokens per layer)"
+    ax.set_title(heading, fontsize=11, weight="normal", loc="right")

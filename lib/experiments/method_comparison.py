@@ -1,0 +1,147 @@
+"""All methods at one budget, on the same texts: quality against cost."""
+
+import itertools
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lib.measure.perplexity import Evaluation
+from lib.measure.rows import budget_of, split_names
+from lib.measure.speed import change_against
+from lib.measure.stats import ppl_ci, ppl_ratio_ci, summarise
+from lib.require import require_share
+
+# the main columns of a comparison's table, for a page
+BRIEF = ["length", "method", "n_texts", "n_repeats", "ppl", "ppl_change_%", "ppl_change_low"]
+BRIEF += ["ppl_change_high", "accuracy_%", "accuracy_change_%", "prefill", "ttft_s", "tpot_ms"]
+BRIEF += ["tpot_ms_change_%", "throughput", "attention_ms", "cache_length", "cache_mib", "peak_mib"]
+
+# the columns of a recommendation
+ADVICE = ["length", "goal", "rule", "method", "ppl", "ppl_low", "ppl_high", "tpot_ms", "tpot_ms_q1"]
+ADVICE += ["tpot_ms_q3", "throughput", "throughput_q1", "throughput_q3", "cache_mib"]
+ADVICE += ["n_texts", "n_repeats"]
+
+
+def lead_table(
+    results: Mapping[int, Mapping[str, Evaluation]], names: Iterable[str]
+) -> pd.DataFrame:
+    """The best row of each length and budget against all others there, paired by text.
+
+    Columns `best`, `next` (the runner-up), `ratio` of its perplexity to the best one's with
+    `ratio_low` and `ratio_high`, and `as_good`, the rows whose interval includes the best one's
+    perplexity; none where a row has no other. The best is found on the same texts, which flatters
+    it.
+    """
+    rows = []
+    for length, budget in itertools.product(results, sorted({budget_of(name) for name in names})):
+        own = {x: results[length][x].nll for x in names if x in results[length]}
+        own = {x: nll for x, nll in own.items() if budget_of(x) == budget}
+        if not own:
+            continue
+        best, *others = sorted(own, key=lambda x: float(own[x].double().mean()))
+        ratios = {x: ppl_ratio_ci(own[x], own[best]) for x in others}
+        second = others[0] if others else None
+        lead = {"length": length, "budget": budget, "best": best, "next": second}
+        ahead = ratios.get(second, (float("nan"),) * 3)
+        lead |= dict(zip(("ratio", "ratio_low", "ratio_high"), ahead, strict=True))
+        as_good = [x for x, (_, low, _) in ratios.items() if not low > 1]
+        lead |= {"as_good": ", ".join(as_good), "n_texts": len(own[best])}
+        rows.append(lead)
+    return pd.DataFrame(rows)
+
+
+def lead_of(
+    results: Mapping[int, Mapping[str, Evaluation]], first: str, second: str, budgets: Iterable[int]
+) -> tuple[float, float, float]:
+    """Perplexity of one group over another's, mean over the lengths and budgets that both have.
+
+    The ratio's geometric mean, and its 95% interval over texts, paired: ratio, low, high.
+    """
+    gaps = []
+    for length, budget in itertools.product(results, budgets):
+        one, other = (results[length].get(f"{group}_{budget}") for group in (first, second))
+        if one is not None and other is not None:
+            gaps.append((one.nll - other.nll).double().mean(-1, keepdim=True))  # (B, 1)
+    return ppl_ci(torch.cat(gaps, dim=1))
+
+
+def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Cost of each method and context length over the repeats of `lib.measure.speed.measure`.
+
+    Median and quartiles of times, of their change against the first method (the baseline, where
+    there is one), and of the share of the machine's limit; tokens held, MiB allocated and at peak,
+    with their changes.
+    """
+    runs, first = runs.copy(), runs.method.iloc[0]
+    changing = ["ttft_s", "tpot_ms", "throughput", "attention_ms"]
+    for column in changing:
+        runs[f"{column}_change_%"] = change_against(runs, column, first)
+    columns = [*changing, *(f"{x}_change_%" for x in changing), "limit_%"]
+    by = ["context", "method", "prefill"]
+    cost = summarise(runs, by, columns).rename(columns={"n": "n_repeats"})
+    held = ["cache_length", "cache_mib", "peak_mib"]
+    cost = cost.merge(runs.groupby(by, sort=False)[held].first().reset_index(), on=by)
+    for column in held:
+        base = cost.groupby("context", sort=False)[column].transform("first")
+        cost[f"{column}_change_%"] = 100 * (cost[column] / base.where(base > 0) - 1)
+    return cost
+
+
+def joined(tables: Mapping[int, pd.DataFrame], cost: pd.DataFrame) -> pd.DataFrame:
+    """The quality tables of several lengths, one below the other, with the cost where measured."""
+    table = pd.concat(part.assign(length=length) for length, part in tables.items())
+    table = table.merge(
+        cost.rename(columns={"context": "length"}), on=["length", "method"], how="left"
+    )
+    table.insert(0, "length", table.pop("length"))
+    return table
+
+
+def by_group(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with `group` and `budget`, and its perplexity as a ratio to that of the first row."""
+    change, low, high = (table[f"ppl_change_{x}"] for x in ("%", "low", "high"))
+    return split_names(table).assign(
+        ratio=1 + change / 100,
+        ratio_low=1 + low / 100,
+        ratio_high=1 + high / 100,
+    )
+
+
+RULES = {
+    "quality first": "lowest perplexity",
+    "speed first": "most tokens/s within {share:.0%} of the lowest perplexity",
+    "least memory": "smallest cache within {share:.0%} of the lowest perplexity",
+    "endless streams": "lowest perplexity of what streams its prompt through a bounded cache",
+}
+
+
+def pareto_front(table: pd.DataFrame, *costs: str) -> pd.DataFrame:
+    """Rows that no other row beats: none is as low in all of `costs` and lower in one of them."""
+    values = table[list(costs)].to_numpy(dtype=float)  # (n, costs)
+    no_worse = (values[:, None] <= values[None]).all(axis=-1)  # [i, j]: i is no worse than j
+    better = (values[:, None] < values[None]).any(axis=-1)
+    return table[~(no_worse & better).any(axis=0)].sort_values(costs[0])
+
+
+def recommended(table: pd.DataFrame, share: float = 0.1) -> pd.DataFrame:
+    """For each length the rows of a comparison that `RULES` choose, one for each goal.
+
+    `table` has columns `length`, `method`, `ppl`, `throughput`, `cache_mib` and `streams`;
+    `throughput` and `cache_mib` are missing where no speed was measured; `share` is what may be
+    given up of the lowest perplexity for speed or memory. Streams are endless, so that only the
+    longest length tells of them. A goal for which no row qualifies is left out.
+    """
+    require_share("share", share)
+    chosen, longest = [], table.length.max()
+    for length, part in table.groupby("length", sort=False):
+        near = part[part.ppl <= (1 + share) * part.ppl.min()].dropna(subset="throughput")
+        streamed = part[part.streams & (part.length == longest)]
+        orders = [(part, "ppl", 1), (near, "throughput", -1), (near, "cache_mib", 1)]
+        for goal, (rows, column, sign) in zip(RULES, [*orders, (streamed, "ppl", 1)], strict=True):
+            if len(rows):
+                row = rows.iloc[int(np.argmin(sign * rows[column]))]
+                rule = RULES[goal].format(share=share)
+                chosen.append({"length": length, "goal": goal, "rule": rule, **row.drop("length")})
+    return pd.DataFrame(chosen)

@@ -1,0 +1,155 @@
+"""The comparison's figures: quality by method and budget, quality against cost, all in numbers."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from lib.plots import (
+    BLACK,
+    BLUE,
+    LINES,
+    ORANGE,
+    SKY,
+    VERMILLION,
+    WIDTH,
+    method_style,
+    plain_log,
+    subplots,
+)
+
+BUDGET_COLORS = (SKY, BLUE, BLACK, ORANGE, VERMILLION)
+# how strategies of one method, which share a colour and a marker, are told apart
+FILLS = {"-": "full", "--": "none", ":": "left"}
+
+
+def by_quality(table: pd.DataFrame, budgets: Sequence[int]) -> list[str]:
+    """The groups of a comparison, best first: by their mean log ratio at `budgets`."""
+    shared = table[table.budget.isin(budgets)]
+    means = shared.assign(log=np.log(shared.ratio)).groupby("group").log.mean()
+    return means.sort_values().index.tolist()
+
+
+def quality_vs_budget(table: pd.DataFrame, groups: Sequence[str], label: str) -> Figure:
+    """Perplexity ratios of `groups` (rows) in a panel for each length."""
+    lengths = table.length.unique()
+    look = {"figsize": (WIDTH, 0.27 * len(groups) + 1.9), "layout": "constrained"}
+    fig, axes = subplots(1, len(lengths), sharey=True, squeeze=False, **look)
+    for length, ax in zip(lengths, axes[0], strict=True):
+        quality_by_budget(ax, table[table.length == length], groups)
+        ax.set_title(f"{length:,} tokens", fontsize=12, weight="normal")
+    axes[0, len(lengths) // 2].set_xlabel(label, fontsize=12)
+    handles, names = axes[0, -1].get_legend_handles_labels()  # the longest texts exceed all budgets
+    names = [f"budget {name}" for name in names]
+    fig.legend(handles, names, loc="outside lower center", ncols=5, fontsize=10)
+    return fig
+
+
+def quality_by_budget(ax: Axes, part: pd.DataFrame, groups: Sequence[str]) -> None:
+    """A line of dots for each of `groups`, one for each budget, with the interval over texts.
+
+    `part` has columns `group`, `budget`, `ratio`, `ratio_low` and `ratio_high`, at one length.
+    """
+    budgets = sorted(part.budget[np.isfinite(part.budget)].unique())
+    offsets = np.linspace(-0.22, 0.22, len(budgets)) if len(budgets) > 1 else [0]
+    for budget, offset, color in zip(budgets, offsets, BUDGET_COLORS, strict=False):
+        own = part[(part.budget == budget) & part.group.isin(groups)]
+        heights = [groups.index(group) + offset for group in own.group]
+        spread = [own.ratio - own.ratio_low, own.ratio_high - own.ratio]
+        look = {"fmt": "o", "color": color, "markersize": 5, "elinewidth": 1.2}
+        ax.errorbar(own.ratio, heights, xerr=spread, label=f"{budget:.0f}", **look)
+    ax.axvline(1, color=BLACK, linewidth=1, linestyle=":")
+    plain_log(ax.xaxis)
+    ax.set_yticks(range(len(groups)), groups, fontsize=10)
+    ax.set_ylim(len(groups) - 0.5, -0.5)  # the best on top
+    ax.grid(False, axis="y")
+
+
+def quality_vs_cost(
+    table: pd.DataFrame, fronts: Mapping[int, pd.DataFrame], column: str, label: str
+) -> Figure:
+    """Perplexity against `column` in a panel for each length of `fronts`, the lines of the best."""
+    look = {"figsize": (WIDTH, 3.6 * len(fronts) + 1.2), "layout": "constrained"}
+    fig, axes = subplots(len(fronts), 1, squeeze=False, **look)
+    for (length, front), ax in zip(fronts.items(), axes[:, 0], strict=True):
+        quality_by_cost(ax, table[table.length == length], column, front)
+        ax.set(xlabel=label, ylabel="perplexity")
+        ax.set_title(f"{length:,} tokens", fontsize=12, weight="normal")
+    handles, names = axes[-1, 0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside lower center", ncols=5, fontsize=10)
+    return fig
+
+
+def on_all(fronts: Mapping[int, pd.DataFrame]) -> str:
+    """The groups that are on every one of `fronts`, as a list in words."""
+    groups = [set(front.group) for front in fronts.values()]
+    return ", ".join(sorted(set.intersection(*groups))) or "no method on all"
+
+
+def quality_by_cost(ax: Axes, part: pd.DataFrame, column: str, front: pd.DataFrame) -> None:
+    """Perplexity against `column` with what is known of the spread of both, larger for more budget.
+
+    A line joins the `front`; its rows are numbered, and named beside the panel.
+    """
+    bars = {"fmt": "none", "elinewidth": 1, "alpha": 0.35}
+    for group, own in part.groupby("group", sort=False):
+        style, fill = method_style(group), FILLS[LINES.get(group, "-")]
+        spread = None
+        if f"{column}_q1" in own:
+            spread = [own[column] - own[f"{column}_q1"], own[f"{column}_q3"] - own[column]]
+        texts = [own.ppl - own.ppl_low, own.ppl_high - own.ppl]
+        ax.errorbar(own[column], own.ppl, texts, spread, **bars, ecolor=style.color)
+        look = {"color": style.color, "marker": style.marker, "fillstyle": fill, "linestyle": ""}
+        for number, row in enumerate(own.sort_values("budget").itertuples()):
+            size = 9 if not np.isfinite(row.budget) else 5.5 + 1.2 * np.log2(row.budget / 256)
+            name = {"label": group} if number == 0 else {}
+            ax.plot(getattr(row, column), row.ppl, markersize=max(4, size), **look, **name)
+    ax.plot(front[column], front.ppl, color=BLACK, linewidth=1, zorder=0, drawstyle="steps-post")
+    near = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 10, "weight": "bold"}
+    for number, row in enumerate(front.itertuples(), start=1):
+        ax.annotate(str(number), (getattr(row, column), row.ppl), **near)
+    names = [f"{number} {name}" for number, name in enumerate(front.method, start=1)]
+    ax.text(1.02, 1, "\n".join(names), transform=ax.transAxes, va="top", fontsize=10)
+    plain_log(ax.yaxis)
+
+
+def heatmaps(table: pd.DataFrame, groups: Sequence[str], titles: Mapping[str, str]) -> Figure:
+    """A `heatmap` for each column of `titles`, as wide as its lengths need."""
+    lengths = [table.dropna(subset=column).length.nunique() for column in titles]
+    look = {"figsize": (WIDTH, 0.27 * len(groups) + 1.9), "layout": "constrained"}
+    fig, axes = subplots(1, len(titles), sharey=True, squeeze=False, width_ratios=lengths, **look)
+    for ax, (column, title) in zip(axes[0], titles.items(), strict=True):
+        heatmap(ax, table, column, groups, title)
+    return fig
+
+
+def heatmap(ax: Axes, table: pd.DataFrame, column: str, groups: Sequence[str], title: str) -> None:
+    """`column` in numbers, and as a colour on a log scale about 1: groups by length and budget.
+
+    The lowest number of each length and budget is bold; gaps part the lengths.
+    """
+    kept = table[table.group.isin(groups)].dropna(subset=column)
+    grid = kept.pivot(index="group", columns=["length", "budget"], values=column)
+    grid = grid.reindex(groups).sort_index(axis=1)
+    far = max(1.05, float(np.nanmax(np.abs(np.log(grid.to_numpy())))))
+    norm = LogNorm(np.exp(-far), np.exp(far))
+    look = {"annot_kws": {"fontsize": 9}, "linewidths": 0.5, "cmap": "RdBu_r", "cbar": False}
+    sns.heatmap(grid, ax=ax, annot=True, fmt=".2f", norm=norm, **look)
+    lowest = {(grid.columns.get_loc(c) + 0.5, groups.index(grid[c].idxmin()) + 0.5) for c in grid}
+    for number in ax.texts:
+        number.set_weight("bold" if number.get_position() in lowest else "normal")
+    lengths = [length for length, _ in grid]
+    starts = [place for place, length in enumerate(lengths) if length not in lengths[:place]]
+    ax.vlines(starts[1:], 0, len(groups), color="white", linewidth=5)
+    ax.grid(False)
+    ax.set_xticklabels([f"{budget:.0f}" for _, budget in grid], rotation=90, fontsize=9)
+    ax.set_yticklabels(groups, rotation=0, fontsize=10)
+    for start, end in zip(starts, [*starts[1:], grid.shape[1]], strict=True):
+        name = f"{lengths[start]:,}"
+        ax.text((start + end) / 2, -0.25, name, ha="center", fontsize=10)
+    ax.set(ylabel="", xlabel="budget")
+    ax.set_title(title, fontsize=12, weight="normal", pad=20)

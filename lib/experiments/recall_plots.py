@@ -1,0 +1,143 @@
+"""The figures of recall, and what their titles may say: who recalls most, what perplexity hides."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
+
+from lib.measure.rows import BASELINE
+from lib.plots import BLACK, GREY, plain_log
+
+NEAR = 1.25  # perplexity over the full cache's that passes for as good
+LITTLE = 1 / 5  # of the full cache's recall
+
+
+def estimate(row: pd.Series, column: str = "accuracy_%", unit: str = "%") -> str:
+    """A number of a table with its interval: `50% (35 to 67)`."""
+    low, high = row[f"{column}_low"], row[f"{column}_high"]
+    return f"{row[column]:.3g}{unit} ({low:.3g} to {high:.3g})"
+
+
+def leaders(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `table` that recall most, several if they are level; none if none recalls any."""
+    most = table["accuracy_%"].max()
+    return table[np.isclose(table["accuracy_%"], most) & (most > 0)]
+
+
+def best_told(table: pd.DataFrame) -> str:
+    """Who recalls most of the methods in `table`, a row each, and how much."""
+    best = leaders(table)
+    if best.empty:
+        return "all methods none"
+    if len(best) > 1:
+        share = best["accuracy_%"].iloc[0]
+        return f"{len(best)} of {len(table)} methods, level at the top, {share:.3g}%"
+    return f"the best method, {best.group.iloc[0]}, {estimate(best.iloc[0])}"
+
+
+def copying_title(methods: pd.DataFrame, full: pd.Series) -> str:
+    """Of the rows of `price_table` at one budget: `methods`, and the full cache's."""
+    title = f"Of copies from beyond {full.budget:,} tokens the full cache makes "
+    title += f"{full['accuracy_%']:.0f}%, "
+    if full["accuracy_%"] > 0:
+        little = (methods["accuracy_%"] < LITTLE * full["accuracy_%"]).sum()
+        title += f"{little} of {len(methods)} methods less than a fifth of that, "
+    return title + best_told(methods)
+
+
+def hidden(methods: pd.DataFrame, full: pd.Series) -> pd.DataFrame:
+    """Of these rows those with a perplexity near the full cache's and little of its recall."""
+    little = methods["accuracy_%"] < LITTLE * full["accuracy_%"]
+    return methods[(methods.ratio < NEAR) & little]
+
+
+def price_title(methods: pd.DataFrame, full: pd.Series) -> str:
+    """What perplexity hides, of the same rows as in `copying_title`."""
+    near = (methods.ratio < NEAR).sum()
+    title = f"With {full.budget:,} tokens kept {near} of {len(methods)} methods stay within 25% of "
+    title += "the full cache's perplexity"
+    if full["accuracy_%"] == 0:
+        return f"{title}, which itself copies nothing from beyond them"
+    if near == 0:
+        return title
+    return f"{title}; {len(hidden(methods, full))} of these {near} copy less than a fifth as much"
+
+
+def agreement(methods: pd.DataFrame) -> str:
+    """A sentence: does perplexity rank the methods as recall does?"""
+    columns = ["ratio", "accuracy_%"]
+    if methods[columns].nunique().min() < 2:
+        return (
+            "All methods are level in perplexity or in copying: the two have no rank correlation."
+        )
+    correlation = methods[columns].corr(method="spearman").iloc[0, 1]
+    return (
+        f"Over the {len(methods)} methods the rank correlation of perplexity and copying is "
+        f"{correlation:+.2f} (-1: perplexity would tell it all)."
+    )
+
+
+def budget_colors(budgets: Sequence[int]) -> list[tuple]:
+    """A colour for each budget, the largest darkest."""
+    return list(colormaps["plasma"](np.linspace(0.75, 0.25, len(budgets))))
+
+
+def copying_panels(axes: np.ndarray, copied: pd.DataFrame, budgets: Sequence[int]) -> None:
+    """Copying by distance, a panel for each method: its budgets, and the full cache (dashed)."""
+    groups = copied.group[copied.method != BASELINE].unique()
+    full, distances = copied[copied.method == BASELINE], copied.distance.unique()
+    for group, ax in zip(groups, axes.flat, strict=False):
+        lines = [(full, "--", BLACK, "full cache")]
+        for budget, color in zip(budgets, budget_colors(budgets), strict=True):
+            own = copied[(copied.group == group) & (copied.budget == budget)]
+            lines.append((own, "-", color, f"budget {budget:,}"))
+            ax.axvline(budget, color=color, lw=1, ls=":")
+        for part, line, color, label in lines:
+            ax.plot(part.distance, part["accuracy_%"], line, c=color, marker="o", ms=4, label=label)
+            spread = part["accuracy_%_low"], part["accuracy_%_high"]
+            ax.fill_between(part.distance, *spread, color=color, alpha=0.15, lw=0)
+        ax.set_title(group, fontsize=11, weight="normal", pad=5)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(distances, [f"{distance:,}" for distance in distances])
+        ax.tick_params(axis="x", labelsize=9, labelrotation=45)
+        ax.set(ylim=(-4, 104), yticks=(0, 50, 100))
+    for ax in axes.flat[len(groups) :]:
+        ax.set_visible(False)
+
+
+def price_panels(axes: np.ndarray, price: pd.DataFrame, budgets: Sequence[int]) -> None:
+    """Perplexity and copying side by side, a line for each group in the order of perplexity.
+
+    Shaded: near the full cache's perplexity (`NEAR`), and little of its copying (`LITTLE`).
+    """
+    last = price[price.budget == max(budgets)].set_index("group")
+    order = [BASELINE, *last.drop(index=BASELINE).sort_values("ratio").index]
+    for place, (budget, color) in enumerate(zip(budgets, budget_colors(budgets), strict=True)):
+        part = price[price.budget == budget].set_index("group").loc[order]
+        y = np.arange(len(order)) + 0.25 * (place - (len(budgets) - 1) / 2)
+        for ax, column in zip(axes, ("ratio", "accuracy_%"), strict=True):
+            x = part[column]
+            spread = [x - part[f"{column}_low"], part[f"{column}_high"] - x]
+            look = {"color": color, "capsize": 2, "label": f"budget {budget:,}"}
+            ax.errorbar(x, y, xerr=spread, fmt="o", ms=5, **look)
+    left, right = axes
+    plain_log(left.xaxis)
+    left.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
+    left.set(xlabel="perplexity / full cache's", yticks=range(len(order)), yticklabels=order)
+    left.invert_yaxis()
+    left.axvspan(1, NEAR, color=GREY, alpha=0.2, lw=0)
+    right.axvspan(0, LITTLE * last.loc[BASELINE, "accuracy_%"], color=GREY, alpha=0.2, lw=0)
+    right.set(xlabel="copied from beyond the budget (%)", xlim=(-3, 103))
+
+
+def passkey_panel(ax: Axes, found: pd.DataFrame, groups: Sequence[str]) -> None:
+    """Passkeys retrieved by method and depth, in numbers: `found` at one length and budget."""
+    grid = found.pivot(index="group", columns="depth", values="accuracy_%").loc[list(groups)]
+    look = {"vmin": 0, "vmax": 100, "cmap": "cividis", "annot": True, "fmt": ".0f", "cbar": False}
+    sns.heatmap(grid.astype(float), ax=ax, annot_kws={"size": 9}, **look)
+    ax.set(xlabel="", ylabel="")
+    ax.tick_params(axis="both", labelrotation=0, labelsize=10)

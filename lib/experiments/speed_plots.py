@@ -1,0 +1,69 @@
+"""The speed notebook's figures: times and memory against context, and the parts of a step."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lib.plots import PART_COLORS, WIDTH, method_band, plain_log, subplots
+
+PANELS = {
+    "ttft_s": "TTFT (seconds)",
+    "tpot_ms": "TPOT (ms per token)",
+    "throughput": "decoding (tokens/s)",
+    "cache_mib": "cache, allocated (MiB)",
+}
+_ATTENTION, _CACHE, _REST = PART_COLORS
+PARTS = {
+    "rest_ms": ("rest of the model", _REST),
+    "attention_ms": ("attention", _ATTENTION),
+    "bookkeeping_ms": ("cache", _CACHE),
+}
+
+
+def speed_panels(speed: pd.DataFrame) -> Figure:
+    """A panel for each of `PANELS`, a line for each method; bands are quartiles over repeats.
+
+    `speed` has columns `context` and `method`, those of `PANELS`, and `<x>_q1`, `<x>_q3` of times.
+    """
+    fig, axes = subplots(2, 2, figsize=(WIDTH, 6.4), sharex=True, layout="constrained")
+    for (column, label), ax in zip(PANELS.items(), axes.flat, strict=True):
+        quartiles = {f"{column}_q1": f"{column}_low", f"{column}_q3": f"{column}_high"}
+        for name, part in speed.rename(columns=quartiles).groupby("method", sort=False):
+            method_band(ax, part, "context", column, name, name)
+        ax.set_xscale("log", base=2)
+        if column in ("ttft_s", "cache_mib"):
+            plain_log(ax.yaxis)
+        else:
+            ax.set_ylim(bottom=0)
+        ax.set_title(label, fontsize=12, weight="normal")
+    contexts = sorted(speed.context.unique())
+    for ax in axes[1]:
+        ax.set_xticks(contexts, [f"{length:,}" for length in contexts], fontsize=10)
+        _name_contexts(ax)
+    axes[0, 0].legend(fontsize=10)
+    return fig
+
+
+def step_parts(parts: pd.DataFrame) -> Figure:
+    """A panel for each method, a bar for each context: the `PARTS` of a decoding step, stacked.
+
+    `parts` has columns `method`, `context` and those of `PARTS`, in milliseconds.
+    """
+    count = parts.method.nunique()
+    fig, axes = subplots(1, count, figsize=(WIDTH, 3.8), sharey=True, layout="constrained")
+    for ax, (name, part) in zip(axes, parts.groupby("method", sort=False), strict=True):
+        ticks, bottom = [f"{length:,}" for length in part.context], 0
+        for column, (label, color) in PARTS.items():
+            ax.bar(ticks, part[column], bottom=bottom, color=color, label=label, width=0.7)
+            bottom = bottom + part[column]
+        ax.set_title(name, fontsize=12, weight="normal")
+        _name_contexts(ax)
+    axes[0].set_ylabel("ms per token")
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[-1].legend(handles[::-1], labels[::-1], fontsize=10)
+    return fig
+
+
+def _name_contexts(ax: Axes) -> None:
+    ax.set_xlabel("context (tokens)")
+    ax.tick_params(axis="x", rotation=30)

@@ -1,0 +1,175 @@
+"""Load a model by name: shipped, a local folder, a hub id, or a real shape with random weights."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers.utils import logging
+
+from lib.paths import MODELS, local_path
+from lib.require import require
+
+from .hub import ask_for_model
+from .model_folder import check_tokenizer, check_weights
+
+REFERENCE = "reference"
+RANDOM = "random:"
+# hidden size, layers, heads, vocabulary; all rotate 25% of a head and were trained on 2,048 tokens
+PYTHIA_SHAPES = {
+    "EleutherAI/pythia-70m": (512, 6, 8, 50304),
+    "EleutherAI/pythia-160m": (768, 12, 12, 50304),
+    "EleutherAI/pythia-410m": (1024, 24, 16, 50304),
+    "EleutherAI/pythia-1b": (2048, 16, 8, 50304),
+    "EleutherAI/pythia-1.4b": (2048, 24, 16, 50304),
+    "EleutherAI/pythia-2.8b": (2560, 32, 32, 50304),
+    "EleutherAI/pythia-6.9b": (4096, 32, 32, 50432),
+    "EleutherAI/pythia-12b": (5120, 36, 40, 50688),
+}
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+OFFLINE_CHOICES = (
+    "'reference' (the shipped model), a local folder (config.json, *.safetensors, tokenizer), "
+    "or a shape with random weights such as 'random:EleutherAI/pythia-70m'"
+)
+
+
+def load_model(name: str = REFERENCE, device: str | None = None, dtype: torch.dtype | None = None):
+    """Load (model, tokenizer), in evaluation mode.
+
+    `name`: "reference", a local folder, a hub id, or "random:" and a Pythia hub id (the tokenizer
+    is then the reference model's). `device` defaults to the GPU if there is one, `dtype` to
+    float32 on CPU and for the reference model, else to the checkpoint's own (float16 for Pythia).
+    Only safetensors are read and remote code is never run. A relative folder is looked for in the
+    working directory, then in the repository. ValueError on a wrong argument, OSError if nothing is
+    found or a file is missing, broken, or lacks weights.
+    """
+    _require_name(name)
+    device = _device(device)
+    require(dtype is None or dtype in DTYPES, "dtype", dtype, f"None or one of {list(DTYPES)}")
+    if name.startswith(RANDOM):
+        return _random_model(name.removeprefix(RANDOM), device, dtype), load_tokenizer(REFERENCE)
+    if dtype is None:
+        dtype = torch.float32 if name == REFERENCE or device.type == "cpu" else "auto"
+    tokenizer = load_tokenizer(name)
+    source = _source(name)
+    if isinstance(source, Path):
+        check_weights(source)
+    try:
+        with _no_progress_bar():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+            )
+    except (OSError, ValueError) as error:
+        raise _unreadable("model", name, source, error) from error
+    # transformers would go on with random weights
+    random = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if random:
+        what = f"{len(random)} tensors that config.json asks for, {random[0]} among them"
+        raise OSError(f"model {name!r}: its safetensors lack {what}, or have them in other shapes")
+    return model.to(device).eval(), tokenizer
+
+
+def _require_name(name: str) -> None:
+    require(isinstance(name, str), "model name", name, f"a hub id, {OFFLINE_CHOICES}")
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """The device, by default the GPU if there is one; ValueError if it can't be used."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        usable = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise ValueError(f"device={device!r}: allowed here is one of {usable}") from error
+
+
+@contextmanager
+def _no_progress_bar():
+    """Without the bar for reading weights from disk; downloads keep theirs."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def load_tokenizer(name: str = REFERENCE):
+    """The tokenizer that belongs to `name`; OSError if nothing is found."""
+    _require_name(name)
+    source = _source(name)
+    if isinstance(source, Path):
+        check_tokenizer(source)
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _unreadable("tokenizer of model", name, source, error) from error
+
+
+def _source(name: str) -> Path | str:
+    """A local folder, or a hub id that the hub has; OSError if `name` is neither."""
+    if name == REFERENCE:
+        return MODELS / "reference"
+    folder = local_path(name)
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.is_dir():
+        raise OSError(f"model folder {name!r}: no config.json in it. Allowed: {OFFLINE_CHOICES}")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise _not_found(name)  # no hub id: don't ask the network
+    if try_to_load_from_cache(name, "config.json") is None:
+        try:
+            ask_for_model(name)
+        except OSError as error:
+            raise _not_found(name) from error
+    return name
+
+
+def _unreadable(what: str, name: str, source: Path | str, error: Exception) -> OSError:
+    """What to raise where transformers raised `error`."""
+    if isinstance(source, Path) or isinstance(error, ValueError):
+        return OSError(f"{what} {name!r} can't be read: {error}")
+    return _not_found(name)
+
+
+def _not_found(name: str) -> OSError:
+    return OSError(
+        f"model {name!r}: no such local folder, and no model of that name could be fetched from "
+        f"the hub (network, name, or no safetensors). Without network, use {OFFLINE_CHOICES}."
+    )
+
+
+def _random_model(shape: str, device: torch.device, dtype: torch.dtype | None):
+    if shape not in PYTHIA_SHAPES:
+        raise ValueError(f"random:{shape}: allowed are {[RANDOM + s for s in PYTHIA_SHAPES]}")
+    hidden, layers, heads, vocabulary = PYTHIA_SHAPES[shape]
+    config = GPTNeoXConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=2048,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.25,
+        },
+        dtype=dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16),
+    )
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(config.dtype)
+    try:
+        torch.manual_seed(0)
+        with torch.device(device):
+            return GPTNeoXForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(before)

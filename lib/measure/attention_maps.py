@@ -1,0 +1,47 @@
+"""Attention maps, and how strong a sink each head has in them."""
+
+from contextlib import contextmanager
+
+import torch
+
+from lib.require import require, require_int
+
+
+@contextmanager
+def attention_implementation(model, name: str):
+    """Run a block with another attention implementation, then restore the model's own."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@torch.no_grad()
+def attention_maps(model, input_ids: torch.Tensor) -> torch.Tensor:
+    """Attention of every layer and head, (L, B, H, T, T) on CPU, for ids (B, T) or (T,)."""
+    if input_ids.ndim == 1:
+        input_ids = input_ids[None]
+    with attention_implementation(model, "eager"):
+        ids = input_ids.to(model.device)
+        output = model(input_ids=ids, use_cache=False, output_attentions=True)
+    return torch.stack([a.float().cpu() for a in output.attentions])
+
+
+def sink_strength(model, input_ids: torch.Tensor, num_keys: int = 4) -> torch.Tensor:
+    """Mean attention each of the first keys receives from itself and all later queries.
+
+    alpha[l, h, k] = mean over i >= k of A[i, k], (L, H, num_keys), averaged over the batch;
+    a head has a sink at k when alpha > 0.3 (Gu et al. 2024, arXiv:2410.10781).
+    """
+    length = input_ids.shape[-1]
+    require_int("num_keys", num_keys, 1)
+    require(num_keys <= length, "num_keys", num_keys, f"at most the text's length, {length}")
+    return key_strength(attention_maps(model, input_ids), num_keys)
+
+
+def key_strength(maps: torch.Tensor, num_keys: int) -> torch.Tensor:
+    """`sink_strength` of attention maps (L, B, H, T, T)."""
+    columns = [maps[..., k:, k].mean(-1).mean(1) for k in range(num_keys)]  # each (L, H)
+    return torch.stack(columns, -1)

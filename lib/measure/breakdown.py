@@ -1,0 +1,116 @@
+"""Where the time of a decoding step goes: attention, the cache's bookkeeping, and the rest."""
+
+from collections.abc import Mapping
+from functools import partial
+from statistics import median
+
+import pandas as pd
+import torch
+from transformers import Cache, DynamicCache
+
+from lib.cache.compressed import CompressedCache
+from lib.compressors import Compressor
+from lib.progress import progress
+from lib.require import require, require_int
+
+from .instruments import Stopwatch, now, watched_attention
+from .limits import cache_shape
+
+FILL_CHUNK = 512  # tokens by which a streamed context fills a cache, as in `lib.generate`
+
+
+@torch.no_grad()
+def breakdown(
+    model,
+    methods: Mapping[str, Compressor | None],
+    context_lengths: list[int],
+    buffers: Mapping[str, int] | None = None,
+    steps: int = 32,
+    repeats: int = 3,
+    warmup: int = 4,
+) -> pd.DataFrame:
+    """One row per repeat, context length and method: milliseconds of a step of one token, batch 1.
+
+    `total_ms` is the model's forward, medians over `steps` as in `lib.generate`'s `tpot`;
+    `attention_ms` is inside the attention function, `bookkeeping_ms` inside the cache, and
+    `rest_ms` is what these leave of the total. Contexts are random keys and values, since the time
+    of a step depends on their shapes only. `buffers` gives a method's `buffer` where it has one.
+    """
+    for name, value, low in (("steps", steps, 1), ("repeats", repeats, 1), ("warmup", warmup, 0)):
+        require_int(name, value, low)
+    runs = [
+        (repeat, length, name)
+        for repeat in range(repeats)  # outermost: drift of the machine hits all methods alike
+        for length in context_lengths
+        for name in methods
+    ]
+    rows = []
+    for repeat, length, name in progress(runs, desc="breakdown"):
+        cache = filled_cache(model, methods[name], length, (buffers or {}).get(name, 0))
+        row = {"method": name, "context": length, "repeat": repeat}
+        rows.append(row | _parts(model, cache, steps, warmup))
+    return pd.DataFrame(rows)
+
+
+def _parts(model, cache: Cache, steps: int, warmup: int) -> dict[str, float]:
+    """Medians in milliseconds; plain and timed steps take turns on the same cache."""
+    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    totals, watches = [], []
+    for _ in range(warmup + steps):
+        began = now(model.device)
+        model(input_ids=ids, past_key_values=cache)
+        totals.append(now(model.device) - began)
+        watches.append(timed_step(model, ids, cache)[1].seconds)
+    total = 1000 * median(totals[warmup:])
+    attention = 1000 * median(seconds["attention"] for seconds in watches[warmup:])
+    bookkeeping = 1000 * median(seconds["bookkeeping"] for seconds in watches[warmup:])
+    return {
+        "total_ms": total,
+        "attention_ms": attention,
+        "bookkeeping_ms": bookkeeping,
+        "rest_ms": total - attention - bookkeeping,
+    }
+
+
+def timed_step(model, ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, Stopwatch]:
+    """Logits (B, n, V) of one step and its stopwatch. The timers cost time: not for the total."""
+    watch = Stopwatch(model.device)
+    watched = [name for name in ("step", "update") if hasattr(cache, name)]
+    for name in watched:  # on this cache alone, in front of its class's
+        setattr(cache, name, partial(watch.run, "bookkeeping", getattr(cache, name)))
+    try:
+        with watched_attention(model) as attention:
+            output = model(input_ids=ids, past_key_values=cache)
+    finally:
+        for name in watched:
+            delattr(cache, name)
+    watch.seconds["attention"] = sum(attention.seconds)
+    return output.logits, watch
+
+
+def filled_cache(
+    model, method: Compressor | None, length: int, buffer: int = 0, seed: int = 0
+) -> Cache:
+    """A cache (`method=None`: dense) that has seen `length` random keys and values, no model run.
+
+    All layers get the same ones. They come in as `lib.generate` lets a prompt in: by chunks where a
+    window streams, else at once, and the cache cuts and turns them as ever.
+    """
+    require_int("context", length, 1)
+    layers, heads, width = cache_shape(model)
+    generator = torch.Generator(model.device).manual_seed(seed)
+    like = {"generator": generator, "device": model.device, "dtype": model.dtype}
+    keys, values = (torch.randn(1, heads, length, width, **like) for _ in range(2))
+    dense = DynamicCache(config=model.config)
+    cache = dense if method is None else CompressedCache(model, method, buffer)
+    scored = method is not None and cache.kind.scored
+    require(
+        not scored, "method", method, "one that does not look at attention: there are no queries"
+    )
+    chunk = FILL_CHUNK if method is not None and method.window else length
+    for key, value in zip(keys.split(chunk, dim=2), values.split(chunk, dim=2), strict=True):
+        if method is not None:
+            cache.step(key.shape[2], model.device)
+        for layer in range(layers):
+            cache.update(key, value, layer)
+    return cache

@@ -1,0 +1,200 @@
+"""Chunked evaluation: negative log-likelihood per token, perplexity, accuracy.
+
+For position-only methods (dense, streaming, recent only) the result does not depend on the chunk:
+it equals feeding the text token by token. Methods that look at the keys cut once per chunk, so
+there the chunk is part of the definition.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from transformers import Cache, DynamicCache
+
+from lib.cache.baseline import held_lengths
+from lib.cache.checks import check_ids, check_method
+from lib.cache.compressed import CompressedCache
+from lib.compressors import Compressor
+from lib.progress import progress
+from lib.require import require, require_int
+
+
+@dataclass
+class Evaluation:
+    """What `evaluate` returns; everything is about the predicted tokens 1 .. T-1."""
+
+    nll: torch.Tensor  # nats per predicted token, (T - 1,) or (B, T - 1)
+    correct: torch.Tensor  # whether the likeliest token was the right one, like `nll`
+    cache_lengths: list[int]  # tokens held per layer at the end
+
+    @property
+    def ppl(self) -> float:
+        """Perplexity, exp of the mean NLL."""
+        return math.exp(self.nll.double().mean().item())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of tokens predicted right."""
+        return self.correct.float().mean().item()
+
+    @property
+    def cache_length(self) -> int:
+        """Tokens held at the end by the layer that holds most."""
+        return max(self.cache_lengths)
+
+
+@torch.no_grad()
+def evaluate(
+    model,
+    input_ids: torch.Tensor,
+    compressor: Compressor | None = None,
+    chunk_size: int = 512,
+    positions: str = "in_cache",
+    buffer: int = 0,
+    desc: str | None = None,
+    after_chunk: Callable[[int, Cache], None] | None = None,
+) -> Evaluation:
+    """Predict every token of `input_ids`, (T,) or (B, T), from what `compressor` left of the past.
+
+    `compressor=None` is dense attention; `buffer` tokens may pile up before a cut. `desc` shows a
+    progress bar of tokens under that name; `after_chunk(done, cache)` is called with the number of
+    tokens done. Raises ValueError on fewer than two tokens or a chunk below one.
+    """
+    require_int("chunk_size", chunk_size, 1)
+    ids = check_ids(model, input_ids, 2)
+    check_method(compressor, positions, buffer)
+    if compressor is None:
+        cache = DynamicCache(config=model.config)
+    else:
+        cache = CompressedCache(model, compressor, buffer, positions)
+
+    def after(done):
+        if after_chunk is not None:
+            after_chunk(done, cache)
+
+    nll, correct = feed(model, ids, chunk_size, lambda n: {"past_key_values": cache}, after, desc)
+    return _evaluation(input_ids, nll, correct, held_lengths(cache))
+
+
+@torch.no_grad()
+def evaluate_with_compression(
+    model,
+    tokenizer,
+    text: str,
+    compress_fn: Callable | None = None,
+    compress_kwargs: dict | None = None,
+    chunk_size: int = 512,
+    max_tokens: int | None = None,
+    positions: str = "in_cache",
+) -> Evaluation:
+    """Evaluate `text` under a compress function: one of ours, or any `f(pairs, **kwargs) -> pairs`.
+
+    Our functions run as their compressor does in `evaluate`. Another one is called after every
+    chunk with a list of (key, value) and sees original positions, since it can't turn keys.
+    """
+    if max_tokens is not None:
+        require_int("max_tokens", max_tokens, 2)
+    ids = tokenizer(text, return_tensors="pt", verbose=False).input_ids[0, :max_tokens]
+    kwargs = compress_kwargs or {}
+    if compress_fn is None or hasattr(compress_fn, "method"):
+        method = None if compress_fn is None else compress_fn.method(**kwargs)
+        return evaluate(model, ids, method, chunk_size, positions)
+    require(callable(compress_fn), "compress_fn", compress_fn, "a function of (pairs, **kwargs)")
+    require_int("chunk_size", chunk_size, 1)
+    batch = check_ids(model, ids, 2)
+    state = {"pairs": None, "start": 0}
+
+    def step(n):
+        cache = DynamicCache() if state["pairs"] is None else DynamicCache(state["pairs"])
+        state["cache"] = cache
+        position_ids = torch.arange(state["start"], state["start"] + n, device=ids.device)[None]
+        state["start"] += n
+        lengths = {layer.keys.shape[2] for layer in cache.layers if layer.is_initialized}
+        # layers cut to different lengths share no mask: only single tokens can follow them
+        require(len(lengths) <= 1 or n == 1, "chunk_size", chunk_size, "1 for layers cut unlike")
+        return {"past_key_values": cache, "position_ids": position_ids}
+
+    def after(done):
+        pairs = [(layer.keys, layer.values) for layer in state["cache"].layers]
+        state["pairs"] = compress_fn(pairs, **kwargs)
+
+    nll, correct = feed(model, batch, chunk_size, step, after)
+    return _evaluation(ids, nll, correct, [key.shape[2] for key, _ in state["pairs"]])
+
+
+@torch.no_grad()
+def feed(
+    model,
+    ids: torch.Tensor,
+    chunk_size: int,
+    step: Callable[[int], dict],
+    after: Callable[[int], None] | None = None,
+    desc: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """NLL (nats) of each next token of `ids` (B, T) and whether it was predicted right, (B, T - 1).
+
+    All tokens but the last are fed, `chunk_size` at a time: `step(n)` gives the forward's keyword
+    arguments for the next `n` of them, `after(done)` is called when `done` have been fed.
+    """
+    B, T = ids.shape
+    nll = torch.zeros(B, T - 1)  # zeros, not empty: all of its memory is taken now
+    correct = torch.zeros(B, T - 1, dtype=torch.bool)
+    bar = progress(total=T - 1, desc=desc, unit="token", disable=desc is None)
+    for start in range(0, T - 1, chunk_size):
+        end = min(start + chunk_size, T - 1)
+        logits = model(input_ids=ids[:, start:end], use_cache=True, **step(end - start)).logits
+        target = ids[:, start + 1 : end + 1]
+        flat = logits.float().flatten(0, 1)  # (B * n, V)
+        loss = F.cross_entropy(flat, target.flatten(), reduction="none")
+        nll[:, start:end] = loss.view(target.shape).cpu()
+        correct[:, start:end] = (logits.argmax(-1) == target).cpu()
+        if after is not None:
+            after(end)
+        bar.update(end - start)
+    bar.close()
+    return nll, correct
+
+
+@torch.no_grad()
+def evaluate_recompute(
+    model,
+    input_ids: torch.Tensor,
+    context: int,
+    targets: torch.Tensor,
+    start_size: int = 0,
+    batch_size: int = 16,
+    desc: str | None = None,
+) -> torch.Tensor:
+    """NLL (nats) of the tokens `targets` (n,) when the window is encoded anew for each of them.
+
+    `input_ids` (T,) or (B, T) gives (n,) or (B, n). Each target at index i is predicted from the
+    `context` tokens before it; with `start_size` the first of these are the text's first tokens, as
+    in sinks + window. This is the paper's "sliding window with re-computation", quadratic in the
+    window for every token.
+    """
+    ids = check_ids(model, input_ids, 2)
+    low, high = context, ids.shape[1] - 1
+    require_int("context", context, 1)
+    require_int("start_size", start_size, 0)
+    require(start_size < context, "start_size", start_size, f"less than context={context}")
+    ok = len(targets) and low <= int(targets.min()) and int(targets.max()) <= high
+    require(ok, "targets", targets.tolist()[:8], f"indices in {low}..{high}")
+    recent = targets[:, None] - torch.arange(context - start_size, 0, -1)
+    windows = torch.cat((torch.arange(start_size).expand(len(targets), -1), recent), dim=1)
+    losses, batches = [], torch.arange(len(ids) * len(targets)).split(batch_size)  # text by text
+    for batch in progress(batches, desc=desc, disable=desc is None):
+        which, rows = batch % len(targets), ids[(batch // len(targets)).to(ids.device)]
+        contexts = rows.gather(1, windows[which].to(ids.device))  # (batch_size, context)
+        expected = rows.gather(1, targets[which, None].to(ids.device))[:, 0]
+        logits = model(input_ids=contexts, use_cache=False, logits_to_keep=1).logits[:, -1]
+        losses.append(F.cross_entropy(logits.float(), expected, reduction="none").cpu())
+    nll = torch.cat(losses).view(len(ids), len(targets))
+    return nll[0] if input_ids.ndim == 1 else nll
+
+
+def _evaluation(input_ids, nll, correct, lengths) -> Evaluation:
+    if input_ids.ndim == 1:
+        nll, correct = nll[0], correct[0]
+    return Evaluation(nll, correct, lengths)

@@ -1,0 +1,91 @@
+"""What is compared with what: rows such as `streaming_512`, made from the names in a YAML file."""
+
+import re
+from collections.abc import Sequence
+
+import pandas as pd
+
+from lib.compressors import ROWS, Compressor, L2Compress
+from lib.require import require
+
+BASELINE = "baseline"
+_WITH_BUDGET = re.compile(r"(.+)_(\d+)")
+
+
+def at_budget(
+    group: str, budget: int, start_size: int = 4, skip_layers: Sequence[int] = (), seed: int = 0
+) -> Compressor:
+    """The method of a group, such that a compressed layer keeps at most `budget` tokens.
+
+    Layers in `skip_layers` keep everything, where the method knows of layers.
+    """
+    require(group in ROWS, "method", group, f"one of {tuple(ROWS)}")
+    method, more = ROWS[group]
+    return method.at_budget(budget, start_size, skip_layers, seed, **more)
+
+
+def experiment(
+    methods: Sequence[str],
+    budgets: Sequence[int],
+    start_size: int = 4,
+    include_baseline: bool = True,
+    include_recent_only: bool = True,
+    skip_layers: Sequence[int] = (),
+    seed: int = 0,
+) -> dict[str, Compressor | None]:
+    """The rows of a comparison, by name: None for `baseline`, which keeps everything.
+
+    `methods` names groups, each at every one of `budgets` (tokens per layer), and single rows such
+    as `streaming_1024`, in order; `recent_only` is every group's control. Raises ValueError for an
+    unknown name or a budget that is too small.
+    """
+    rows: dict[str, Compressor | None] = {BASELINE: None} if include_baseline else {}
+    for name in (*(["recent_only"] if include_recent_only else []), *methods):
+        named = _WITH_BUDGET.fullmatch(name)
+        if name not in ROWS and named is not None:
+            chosen = [(named[1], int(named[2]))]
+        else:
+            chosen = [(name, budget) for budget in budgets]
+        for group, budget in chosen:
+            method = at_budget(group, budget, start_size, skip_layers, seed)
+            rows.setdefault(f"{group}_{budget}", method)
+    require(len(rows) > 0, "methods", list(methods), f"at least one of {tuple(ROWS)}")
+    return rows
+
+
+def group_of(name: str) -> str:
+    """The group of a row: `streaming` of `streaming_512`."""
+    named = _WITH_BUDGET.fullmatch(name)
+    return name if named is None else named[1]
+
+
+def budget_of(name: str) -> float:
+    """The budget of a row: 512.0 of `streaming_512`; infinite for the baseline."""
+    named = _WITH_BUDGET.fullmatch(name)
+    return float("inf") if named is None else float(named[2])
+
+
+def keeps_budget(method: Compressor | None) -> bool:
+    """Whether a method bounds the cache: not the baseline, nor its control, a ratio of 1."""
+    return method is not None and not (isinstance(method, L2Compress) and method.keep_ratio == 1)
+
+
+def buffers_of(rows: dict[str, Compressor | None], chunk_size: int) -> dict[str, int]:
+    """By how much each row's cache may grow before it is cut.
+
+    Methods that look at keys or attention, and `streaming_lazy`, are cut once per `chunk_size`
+    tokens; other position-only methods after every token, as the exact definition has it. A method
+    that keeps a ratio has a rhythm of its own.
+    """
+    lazy = {
+        name: method is not None
+        and method.budget is not None
+        and (group_of(name) == "streaming_lazy" or method.window is None)
+        for name, method in rows.items()
+    }
+    return {name: chunk_size - 1 if lazy[name] else 0 for name in rows}
+
+
+def split_names(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with the parts of its row names, `group` and `budget` (infinite for the baseline)."""
+    return table.assign(group=table.method.map(group_of), budget=table.method.map(budget_of))

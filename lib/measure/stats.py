@@ -1,0 +1,138 @@
+"""Spread: confidence intervals over texts, quartiles over repeats, rolling means over positions."""
+
+from collections.abc import Mapping
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import norm, t
+
+from lib.require import require
+
+
+def mean_ci(values, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of `values` (n,) and its bootstrap confidence interval over them: mean, low, high.
+
+    The percentiles of resampled means are taken further out the fewer values there are, as far as
+    Student's t goes beyond the normal distribution (Hesterberg 2015, arXiv:1411.5279): plain ones
+    cover 85% where they say 95%, at n = 6. Fewer than six values have too few resamples to reach
+    95%: there the interval is Student's own, and for a single value nan. Always the same resamples.
+    """
+    values = np.asarray(values, dtype=float)
+    mean, n = float(values.mean()), len(values)
+    if n < 2:
+        return mean, float("nan"), float("nan")
+    far = float(t.ppf((1 + level) / 2, n - 1))
+    if n < 6:
+        half = far * float(values.std(ddof=1)) / np.sqrt(n)
+        return mean, mean - half, mean + half
+    tail = float(norm.cdf(-far * np.sqrt(n / (n - 1))))
+    low, high = np.quantile(values[_resamples(n)].mean(axis=1), [tail, 1 - tail])
+    return mean, min(mean, float(low)), max(mean, float(high))  # for equal values, to the last bit
+
+
+@cache
+def _resamples(n: int) -> np.ndarray:
+    """Which of `n` values each of 10,000 resamples draws, (10000, n)."""
+    return np.random.default_rng(0).integers(n, size=(10_000, n))
+
+
+def share_ci(hits: float, n: int) -> tuple[float, float, float]:
+    """Share `hits / n` of n independent tries and its 95% interval (Wilson 1927): share, low, high.
+
+    It has a width where all tries agree, too. A try may be a share itself, and `hits` their sum: it
+    varies no more than one that hits or misses, so that the interval is rather too wide. Raises
+    ValueError for `hits` outside 0 to n.
+    """
+    require(n > 0 and 0 <= hits <= n, "hits", hits, f"0 to n = {n}, which is above 0")
+    share, z2 = hits / n, float(norm.ppf(0.975)) ** 2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 * share * (1 - share) / n + (z2 / (2 * n)) ** 2) / (1 + z2 / n)
+    return share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
+
+
+def place_table(columns: dict[str, np.ndarray], axes: tuple[str, ...]) -> pd.DataFrame:
+    """A row for each place: `columns` are arrays (N, *places), whose axes are named by `axes`.
+
+    Columns `x`, `x_low`, `x_high` for each: mean and 95% interval over the N texts, and `n_texts`.
+    """
+    first = next(iter(columns.values()))
+    rows = []
+    for place in np.ndindex(first.shape[1:]):
+        row = dict(zip(axes, place, strict=True))
+        for name, values in columns.items():
+            estimate = mean_ci(values[(slice(None), *place)])
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), estimate, strict=True))
+        rows.append(row | {"n_texts": len(first)})
+    return pd.DataFrame(rows)
+
+
+def ppl_ci(nll: torch.Tensor) -> tuple[float, float, float]:
+    """Perplexity over all tokens of `nll` (texts, tokens), and its interval over texts.
+
+    No perplexity is below 1, where Student's t of few texts would go: there the interval is cut.
+    """
+    return tuple(float(np.exp(np.maximum(x, 0))) for x in mean_ci(nll.double().mean(-1).numpy()))
+
+
+def ppl_ratio_ci(nll: torch.Tensor, base: torch.Tensor) -> tuple[float, float, float]:
+    """Perplexity of `nll` over that of `base`, paired by text: ratio, low, high."""
+    return tuple(float(np.exp(x)) for x in mean_ci((nll - base).double().mean(-1).numpy()))
+
+
+def summarise(runs: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
+    """Median and quartiles over repeats: `x`, `x_q1`, `x_q3` for each column, and `n`."""
+    groups = runs.groupby(by, sort=False)
+    parts = {"n": groups.size()}
+    for column in columns:
+        parts[column] = groups[column].median()
+        parts[f"{column}_q1"] = groups[column].quantile(0.25)
+        parts[f"{column}_q3"] = groups[column].quantile(0.75)
+    return pd.DataFrame(parts).reset_index()
+
+
+def stretches(nll: torch.Tensor, count: int = 16) -> torch.Tensor:
+    """One text's `nll` (tokens,) as `count` stretches (count, tokens // count), without the rest.
+
+    Intervals over them stand for those over texts. Fewer than two tokens each: the text as it is,
+    (1, tokens), which has no interval.
+    """
+    length = len(nll) // count
+    return nll[: length * count].reshape(count, length) if length > 1 else nll[None]
+
+
+def by_position(nll: torch.Tensor, edges: np.ndarray) -> pd.DataFrame:
+    """Perplexity between consecutive `edges` (token positions) of `nll` (texts, tokens).
+
+    Columns `position` (middle, geometric), `ppl`, `ppl_low`, `ppl_high` (interval over texts, or
+    over 16 stretches of a single text).
+    """
+    rows = []
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        part = nll[:, low:high]
+        ppl, ppl_low, ppl_high = ppl_ci(stretches(part[0]) if len(part) == 1 else part)
+        middle = float(np.sqrt(max(low, 1) * high))
+        rows.append({"position": middle, "ppl": ppl, "ppl_low": ppl_low, "ppl_high": ppl_high})
+    return pd.DataFrame(rows)
+
+
+def log_edges(first: int, last: int, per_octave: int = 2) -> np.ndarray:
+    """Whole-number edges from `first` to `last`, evenly spaced on a log axis."""
+    count = max(2, int(np.ceil(np.log2(last / first) * per_octave)) + 1)
+    return np.unique(np.geomspace(first, last, count).round().astype(int))
+
+
+def ratio_table(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> pd.DataFrame:
+    """Perplexity of each NLL and its ratio to another on the same tokens, 95% intervals over texts.
+
+    `pairs` gives (nll, other nll), each (texts, tokens), by the name of the row.
+    """
+    rows = []
+    for name, (nll, other) in pairs.items():
+        ppl, ppl_low, ppl_high = ppl_ci(nll)
+        ratio, low, high = ppl_ratio_ci(nll, other)
+        row = {"method": name, "ppl": ppl, "ppl_low": ppl_low, "ppl_high": ppl_high}
+        row |= {"ratio": ratio, "ratio_low": low, "ratio_high": high}
+        rows.append(row | {"n_texts": len(nll), "n_tokens": nll.numel()})
+    return pd.DataFrame(rows)

@@ -1,0 +1,116 @@
+"""What could go wrong silently at the engine's edges: refused, or the same numbers."""
+
+import copy
+import gc
+import weakref
+from functools import partial
+
+import pytest
+import torch
+from reference import cached_model, tiny_ids, tiny_model
+
+from lib import (
+    CompressedCache,
+    StreamingLLM,
+    disable_streaming_llm,
+    enable_streaming_llm,
+    evaluate,
+    generate,
+)
+
+METHOD = StreamingLLM(2, 10)
+
+
+def test_a_step_that_failed_midway_is_noticed():
+    model = tiny_model("llama")
+    cache = CompressedCache(model, METHOD)
+    model(input_ids=tiny_ids(1, 20), past_key_values=cache)
+    last = model.model.layers[-1]
+    handle = last.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        model(input_ids=tiny_ids(1, 4), past_key_values=cache)
+    handle.remove()
+    with pytest.raises(RuntimeError, match="failed midway"):
+        model(input_ids=tiny_ids(1, 4), past_key_values=cache)
+    cache.reset()
+    again = model(input_ids=tiny_ids(1, 20), past_key_values=cache).logits
+    fresh = CompressedCache(model, METHOD)
+    assert torch.equal(again, model(input_ids=tiny_ids(1, 20), past_key_values=fresh).logits)
+
+
+def test_other_rows_midway_are_refused():
+    model, cache = cached_model("llama"), CompressedCache(cached_model("llama"), METHOD)
+    model(input_ids=tiny_ids(1, 20), past_key_values=cache)
+    with pytest.raises(ValueError, match="a cache of 1 rows was given 3 rows"):
+        model(input_ids=tiny_ids(3, 1), past_key_values=cache)
+
+
+def test_a_masked_token_midway_is_refused():
+    model, cache = cached_model("llama"), CompressedCache(cached_model("llama"), METHOD)
+    model(input_ids=tiny_ids(1, 20), past_key_values=cache)
+    mask = torch.ones(1, 21, dtype=torch.long)
+    mask[0, -1] = 0
+    with pytest.raises(ValueError, match="attention_mask"):
+        model(input_ids=tiny_ids(1, 1), past_key_values=cache, attention_mask=mask)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_rows_can_be_chosen_and_repeated(padded):
+    model, ids = cached_model("neox_25"), tiny_ids(2, 30)
+    mask = torch.ones(2, 30, dtype=torch.long)
+    mask[1, : 7 * padded] = 0
+    rows = torch.tensor([1, 1, 0])
+    expected = CompressedCache(model, METHOD, prefill="dense")
+    model(input_ids=ids[rows], past_key_values=expected, attention_mask=mask[rows])
+    cache = CompressedCache(model, METHOD, prefill="dense")
+    model(input_ids=ids, past_key_values=cache, attention_mask=mask)
+    cache.batch_select_indices(torch.tensor([1, 0]))
+    cache.batch_repeat_interleave(2)
+    cache.batch_select_indices(torch.tensor([0, 1, 2]))
+    for _ in range(3):
+        new = tiny_ids(3, 1)
+        logits = [model(input_ids=new, past_key_values=c).logits for c in (expected, cache)]
+        assert torch.allclose(*logits, atol=1e-10)
+
+
+def test_enabling_holds_no_model_and_survives_a_copy():
+    model = tiny_model("llama")
+    enable_streaming_llm(model, 2, 10)
+    twin = copy.deepcopy(model)
+    disable_streaming_llm(twin)
+    assert not twin._forward_pre_hooks
+    assert not twin._forward_hooks
+    enable_streaming_llm(twin, 2, 10, buffer=0)
+    out = twin.generate(tiny_ids(1, 30).clamp(min=1), max_new_tokens=3, pad_token_id=0)
+    assert out.shape == (1, 33)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("buffer", [0, 3])
+def test_compiled_generation_is_the_same(monkeypatch, buffer):
+    compiled = partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr("lib.measure.generation.torch.compile", compiled)
+    model, prompt = tiny_model("llama_gqa"), tiny_ids(20)
+    expected = generate(model, prompt, METHOD, 40, buffer=buffer)
+    result = generate(model, prompt, METHOD, 40, buffer=buffer, compile=True)
+    assert torch.equal(result.tokens, expected.tokens)
+    assert result.evictions == expected.evictions
+
+
+@pytest.mark.parametrize("family", ["neox_25", "llama_gqa"])
+def test_bfloat16_errs_no_more_in_chunks_than_one_by_one(family):
+    ids = tiny_ids(200)
+    exact = evaluate(cached_model(family, torch.float32), ids, METHOD, 1).nll
+    model = copy.deepcopy(cached_model(family, torch.float32)).bfloat16()
+    errors = [(evaluate(model, ids, METHOD, n).nll - exact).abs().mean() for n in (1, 64)]
+    assert errors[1] < 1.3 * errors[0]
+
+
+def test_attention_with_terms_of_its_own_is_refused():
+    model = tiny_model("llama")
+    model.config.attn_logit_softcapping = 50.0
+    with pytest.raises(ValueError, match="attn_logit_softcapping=50.0: allowed is None"):
+        CompressedCache(model, METHOD)

@@ -1,0 +1,149 @@
+"""Sinks of texts begun in other ways and during training, rolling losses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from reference import cached_model, tiny_ids
+
+from lib import attention_maps, load_tokenizer, sink_strength
+from lib.experiments.attention_sinks import (
+    other_starts,
+    sink_table,
+    strength_by_text,
+    training_sinks,
+)
+from lib.experiments.ppl_vs_length import rolling_nll
+from lib.measure.stats import mean_ci, share_ci
+from lib.paths import MODELS
+
+LOG = MODELS / "reference" / "training_log.json"
+
+
+@pytest.mark.parametrize(("count", "length"), [(1, 2), (3, 9), (16, 65)])
+def test_other_starts_change_what_they_say_and_nothing_else(count, length):
+    tokenizer = load_tokenizer("reference")
+    special = tokenizer.bos_token_id
+    texts = torch.randint(1, 4096, (count, length), generator=torch.Generator().manual_seed(1))
+    texts[:, 0] = special
+    begun = other_starts(texts, tokenizer, seed=3)
+    assert {ids.shape for ids in begun.values()} == {(count, length - 1)}
+    kept = {name: (ids == texts[:, :-1]) for name, ids in begun.items()}
+    assert kept["text as it is"].all()
+    assert kept["first token random"][:, 1:].all()
+    assert kept["first token a newline"][:, 1:].all()
+    assert kept["rest random"][:, 0].all()
+    assert begun["first token cut off"].tolist() == texts[:, 1:].tolist()
+    assert {tokenizer.decode([i]) for i in begun["first token a newline"][:, 0]} == {"\n"}
+    assert not (begun["all random"] == special).any()
+    assert not (begun["first token random"] == special).any()
+    assert not (begun["rest random"][:, 1:] == special).any()
+    again = other_starts(texts, tokenizer, seed=3)
+    assert all(torch.equal(begun[name], again[name]) for name in begun)
+
+
+def test_random_tokens_are_evenly_drawn_and_differ_by_seed():
+    tokenizer = load_tokenizer("reference")
+    texts = torch.zeros(64, 1025, dtype=torch.long)
+    one, other = (other_starts(texts, tokenizer, seed)["all random"] for seed in (0, 1))
+    assert (one == other).float().mean() < 0.01
+    counts = torch.bincount(one.flatten(), minlength=4096)[1:].double()  # 16 of each expected
+    assert counts.sum() == 64 * 1024
+    assert counts.var() / counts.mean() == pytest.approx(1, abs=0.1)  # as of a Poisson law
+
+
+@pytest.mark.parametrize("family", ["neox_25", "llama_gqa"])
+@pytest.mark.parametrize(("length", "num_keys"), [(1, 1), (9, 4), (16, 16)])
+def test_strength_by_text_is_that_of_each(family, length, num_keys):
+    model, texts = cached_model(family), tiny_ids(3, length)
+    strength = strength_by_text(model, texts, num_keys)
+    maps = attention_maps(model, texts)  # (L, N, H, T, T)
+    layers, _, heads = maps.shape[:3]
+    assert strength.shape == (3, layers, heads, num_keys)
+    for text, layer, head, key in np.ndindex(strength.shape):
+        received = [maps[layer, text, head, query, key].item() for query in range(key, length)]
+        assert strength[text, layer, head, key] == pytest.approx(np.mean(received), abs=1e-6)
+    together = sink_strength(model, texts, num_keys).numpy()
+    np.testing.assert_allclose(strength.mean(0), together, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("texts", "keys", "threshold"), [(2, 1, 0.3), (6, 4, 0.3), (5, 3, 0.7), (8, 2, 0.9)]
+)
+def test_sink_table_counts_heads(texts, keys, threshold):
+    layers, heads = 3, 2
+    strengths = np.random.default_rng(texts).random((2, texts, layers, heads, keys))
+    table = sink_table(dict(zip(("a", "b"), strengths, strict=True)), threshold)
+    assert table.text.tolist() == ["a", "b"]
+    for row, strength in zip(table.to_dict("records"), strengths, strict=True):
+        shares, means, strongest, elsewhere = [], [], [], 0
+        for text in strength:
+            alphas = [text[layer][head] for layer in range(layers) for head in range(heads)]
+            shares.append(100 * sum(alpha[0] > threshold for alpha in alphas) / len(alphas))
+            means.append(sum(alpha[0] for alpha in alphas) / len(alphas))
+            strongest.append(max(alpha[0] for alpha in alphas))
+            elsewhere += sum(any(a > threshold for a in alpha[1:]) for alpha in alphas)
+        for name, short, values in (
+            ("heads_%", "heads", shares),
+            ("mean", "mean", means),
+            ("strongest", "strongest", strongest),
+        ):
+            found = row[name], row[f"{short}_low"], row[f"{short}_high"]
+            whole = 100 if name == "heads_%" else 1
+            expected = [min(max(x, 0), whole) for x in mean_ci(values)]
+            assert found == pytest.approx(expected)
+        begun = sum(share > 0 for share in shares)
+        found = [row[name] / 100 for name in ("texts_with_sink_%", "texts_low", "texts_high")]
+        assert found == pytest.approx(share_ci(begun, texts))
+        assert row["elsewhere_%"] == pytest.approx(100 * elsewhere / (texts * layers * heads))
+        assert (row["n_texts"], row["n_heads"]) == (texts, layers * heads)
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.6])
+def test_training_sinks_are_those_of_the_log(threshold):
+    log = json.loads(LOG.read_text())
+    table = training_sinks("reference", threshold)
+    assert len(table) == len(log) > 1
+    for row, entry in zip(table.to_dict("records"), log, strict=True):
+        heads = [alpha for layer in entry["sink_strength"] for alpha in layer]
+        assert row["step"] == entry["step"]
+        assert row["heads_%"] == pytest.approx(
+            100 * sum(alpha > threshold for alpha in heads) / len(heads)
+        )
+        assert row["strongest"] == max(heads)
+        mean = row["mean"], row["mean_low"], row["mean_high"]
+        assert mean == pytest.approx(mean_ci(heads))
+        assert row["n_heads"] == len(heads)
+
+
+def test_a_log_beside_a_local_model_is_found_and_none_elsewhere(tmp_path):
+    for model in ("random:EleutherAI/pythia-70m", "EleutherAI/pythia-70m", str(tmp_path)):
+        empty = training_sinks(model)
+        assert len(empty) == 0
+        assert empty.columns.tolist() == training_sinks("reference").columns.tolist()
+    (tmp_path / LOG.name).write_bytes(LOG.read_bytes())
+    assert training_sinks(str(tmp_path)).equals(training_sinks("reference"))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "width", "points"), [(1, 1, 5), (7, 7, 3), (20, 3, 64), (90, 16, 10)]
+)
+def test_rolling_nll_is_the_mean_of_the_last_tokens(tokens, width, points):
+    nll = torch.rand(4, tokens, generator=torch.Generator().manual_seed(tokens))
+    table = rolling_nll(nll, width, points)
+    positions = table.position.tolist()
+    assert positions == sorted(set(positions))
+    assert len(positions) == min(points, tokens - width + 1)
+    assert {positions[0], positions[-1]} <= {width, tokens}
+    for row in table.to_dict("records"):
+        end = int(row["position"])
+        means = [sum(text[end - width : end].tolist()) / width for text in nll]
+        found = row["nll"], row["nll_low"], row["nll_high"]
+        assert found == pytest.approx(mean_ci(means), abs=1e-6)
+
+
+@pytest.mark.parametrize("width", [0, 9])
+def test_a_rolling_width_that_does_not_fit_is_refused(width):
+    with pytest.raises(ValueError, match=r"width=.*1\.\.8"):
+        rolling_nll(torch.zeros(2, 8), width, 4)

@@ -1,0 +1,257 @@
+"""Attention maps and sinks, what an evaluation says, intervals and summaries."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from reference import FAMILIES, VOCAB, cached_model, project, rotate, tiny_ids, tiny_model
+from scipy.stats import binomtest
+
+from lib import (
+    Evaluation,
+    StreamingLLM,
+    attention_maps,
+    evaluate,
+    evaluate_recompute,
+    sink_strength,
+)
+from lib.experiments.ppl_vs_length import on_top_of
+from lib.measure.stats import (
+    by_position,
+    log_edges,
+    mean_ci,
+    place_table,
+    ppl_ci,
+    ppl_ratio_ci,
+    share_ci,
+    stretches,
+    summarise,
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_maps(family):
+    model, ids = cached_model(family), tiny_ids(2, 20)
+    maps = attention_maps(model, ids)
+    heads = model.config.num_attention_heads
+    assert maps.shape == (2, 2, heads, 20, 20)
+    assert (maps.sum(-1) - 1).abs().max() < 1e-6
+    assert maps.triu(1).abs().max() == 0
+    # a token of the past is seen as it was: a shorter text has the same maps
+    assert (attention_maps(model, ids[:, :9]) - maps[..., :9, :9]).abs().max() < 1e-5
+    assert attention_maps(model, ids[0]).shape == (2, 1, heads, 20, 20)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_maps_of_the_first_layer_by_hand(family):
+    model, ids = cached_model(family), tiny_ids(12)
+    config, layer = model.config, model.base_model.layers[0]
+    projected = [project(layer, x, config)[:2] for x in model.get_input_embeddings()(ids)]
+    maps = attention_maps(model, ids)[0, 0]
+    for t, (query, _) in enumerate(projected):
+        for head in range(len(query)):
+            scores = []
+            for j, (_, key) in enumerate(projected[: t + 1]):
+                turned = rotate(query[head : head + 1], [t - j], config).flatten()
+                scores.append(turned @ key[head * len(key) // len(query)] / len(turned) ** 0.5)
+            expected = torch.stack(scores).softmax(0)
+            assert (maps[head, t, : t + 1] - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("family", ["neox_25", "llama_gqa"])
+def test_sink_strength(family):
+    model, ids, num_keys = cached_model(family), tiny_ids(3, 16), 5
+    maps = attention_maps(model, ids)
+    strength = sink_strength(model, ids, num_keys)
+    heads = model.config.num_attention_heads
+    assert strength.shape == (2, heads, num_keys)
+    for layer in range(2):
+        for head in range(heads):
+            for key in range(num_keys):
+                received = [
+                    maps[layer, row, head, query, key].item()
+                    for row in range(3)
+                    for query in range(key, 16)
+                ]
+                expected = sum(received) / len(received)
+                assert strength[layer, head, key].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_attention_is_restored_after_an_error_too(monkeypatch):
+    model = tiny_model("neox_25")
+    model.set_attn_implementation("sdpa")
+    attention_maps(model, tiny_ids(5))
+    assert model.config._attn_implementation == "sdpa"
+    with pytest.raises(IndexError):
+        attention_maps(model, torch.tensor([VOCAB]))
+    assert model.config._attn_implementation == "sdpa"
+    monkeypatch.setattr(model, "forward", lambda **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate(model, tiny_ids(5), StreamingLLM(1, 2))
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_evaluation():
+    nll = torch.tensor([[0.0, math.log(4)], [math.log(4), math.log(16)]])
+    correct = torch.tensor([[True, False], [False, False]])
+    result = Evaluation(nll, correct, cache_lengths=[9, 4])
+    assert result.ppl == pytest.approx(4.0)  # the geometric mean of 1, 4, 4 and 16
+    assert result.accuracy == 0.25
+    assert result.cache_length == 9
+
+
+def test_mean_ci():
+    assert mean_ci([3.0]) == pytest.approx((3.0, math.nan, math.nan), nan_ok=True)
+    assert mean_ci([2.0, 2.0, 2.0]) == (2.0, 2.0, 2.0)
+    # few values, t tables: 12.706 for one degree of freedom, 2.776 for four
+    assert mean_ci([0.0, 2.0]) == pytest.approx((1.0, 1 - 12.706, 1 + 12.706), rel=1e-4)
+    half = 2.776 * math.sqrt(2.5 / 5)
+    assert mean_ci([1, 2, 3, 4, 5]) == pytest.approx((3, 3 - half, 3 + half), rel=1e-3)
+
+
+@pytest.mark.parametrize(("n", "least"), [(4, 0.94), (6, 0.91), (8, 0.925), (16, 0.935)])
+def test_intervals_cover_the_mean(n, least):
+    samples = np.random.default_rng(0).normal(5, 2, (1500, n))
+    covered = [low <= 5 <= high for _, low, high in map(mean_ci, samples)]
+    assert least < np.mean(covered) < 0.965
+
+
+def test_the_bootstrap_is_one():
+    """Every resample of six values, listed: the interval's ends are the quantiles of their means.
+
+    Student's 2.571 for five degrees of freedom is 2.816 with its correction: a tail of 0.00243.
+    """
+    values = np.array([0.0, 1.0, 2.0, 4.0, 8.0, 16.0])
+    means = np.array([sum(draw) / 6 for draw in itertools.product(values, repeat=6)])
+    mean, low, high = mean_ci(values)
+    assert mean == values.mean()
+    assert low == pytest.approx(np.quantile(means, 0.00243), rel=0.08)
+    assert high == pytest.approx(np.quantile(means, 1 - 0.00243), rel=0.03)
+    assert mean_ci(values) == (mean, low, high)  # the same twice
+    shifted = mean_ci(10 * values + 3)
+    assert shifted == pytest.approx([10 * x + 3 for x in (mean, low, high)])
+
+
+@pytest.mark.parametrize("n", [1, 2, 6, 12, 31, 100])
+def test_an_interval_of_a_share_is_wilsons(n):
+    for hits in range(n + 1):
+        other = binomtest(hits, n).proportion_ci(method="wilson")
+        assert share_ci(hits, n) == pytest.approx((hits / n, other.low, other.high), abs=1e-12)
+    assert share_ci(0, n)[:2] == (0, 0)
+    assert share_ci(n, n)[::2] == (1, 1)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0.5, 1), (1 / 3, 12), (2.5, 6), (11.9, 12)])
+def test_the_ends_of_a_share_of_shares_stand_1_96_deviations_off(hits, n):
+    """Of a coin whose share is the interval's end."""
+    share, *ends = share_ci(hits, n)
+    for end in ends:
+        deviation = math.sqrt(end * (1 - end) / n)
+        assert abs(share - end) == pytest.approx(1.959964 * deviation, rel=1e-6)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(-1, 5), (6, 5), (0, 0)])
+def test_impossible_shares_are_refused(hits, n):
+    with pytest.raises(ValueError, match="hits="):
+        share_ci(hits, n)
+
+
+def test_place_table():
+    values = np.arange(12.0).reshape(2, 2, 3) ** 2  # two texts
+    table = place_table({"x": values, "y": -values}, ("layer", "head"))
+    assert len(table) == 6
+    for row in table.itertuples():
+        mean, low, high = mean_ci([values[0, row.layer, row.head], values[1, row.layer, row.head]])
+        assert (row.x, row.x_low, row.x_high) == (mean, low, high)
+        assert (row.y, row.y_low, row.y_high) == pytest.approx((-mean, -high, -low))
+        assert row.n_texts == 2
+
+
+def test_perplexity_intervals():
+    nll = torch.tensor([[1.0, 3.0], [2.0, 2.0]])
+    assert ppl_ci(nll) == pytest.approx((math.e**2,) * 3)
+    base = torch.tensor([[0.0, 2.0], [1.0, 1.0]])
+    assert ppl_ratio_ci(nll, base) == pytest.approx((math.e,) * 3)
+    far = torch.tensor([[19.0, 19.0], [21.0, 21.0]])
+    half = 12.706  # Student's t for one degree of freedom, times a standard error of 1
+    expected = (math.exp(20), math.exp(20 - half), math.exp(20 + half))
+    assert ppl_ci(far) == pytest.approx(expected, rel=1e-3)
+
+
+def test_no_perplexity_is_below_one_but_a_ratio_is():
+    nll = torch.tensor([[0.0, 0.0], [2.0, 2.0]])
+    half = 12.706
+    assert ppl_ci(nll) == pytest.approx((math.e, 1, math.exp(1 + half)), rel=1e-3)
+    expected = (math.exp(-1), math.exp(-1 - half), math.exp(-1 + half))
+    assert ppl_ratio_ci(nll, torch.full((2, 2), 2.0)) == pytest.approx(expected, rel=1e-3)
+    assert ppl_ci(nll[1:]) == pytest.approx((math.e**2, math.nan, math.nan), nan_ok=True)
+
+
+def test_by_position():
+    nll = torch.cat((torch.zeros(2, 4), torch.full((2, 12), math.log(3))), dim=1)
+    nll[1, 4:] = math.log(27)
+    table = by_position(nll, np.array([0, 4, 16]))
+    assert table.position.tolist() == pytest.approx([2.0, 8.0])
+    assert table.ppl.tolist() == pytest.approx([1.0, 9.0])
+    half = 12.706 * math.log(3)  # log(9) and the standard error log(3)
+    assert table.ppl_low.tolist() == [1, 1]  # 9 / 3 ** 12.706 is no perplexity
+    assert np.log(table.ppl_high).tolist() == pytest.approx([0, math.log(9) + half], rel=1e-3)
+
+
+def test_by_position_of_one_text_has_an_interval_over_its_stretches():
+    nll = torch.tensor([0.0, 2.0]).repeat_interleave(32)[None]
+    (row,) = by_position(nll, np.array([0, 64])).to_dict("records")
+    assert row["ppl"] == pytest.approx(math.e)
+    # 16 stretches, half of them 0 and half of them 2: the standard error of the mean is 1/4
+    low, high = math.log(row["ppl_low"]), math.log(row["ppl_high"])
+    assert (low, high) == pytest.approx((0.5, 1.5), abs=0.13)
+
+
+@pytest.mark.parametrize("tokens", [32, 47, 48, 100])
+def test_stretches_are_in_order_and_of_one_length(tokens):
+    parts = stretches(torch.arange(float(tokens)))
+    assert parts.shape == (16, tokens // 16)
+    assert parts.flatten().tolist() == list(range(tokens // 16 * 16))
+    assert stretches(torch.arange(31.0)).tolist() == [list(range(31))]
+
+
+def test_log_edges():
+    assert log_edges(16, 128, per_octave=1).tolist() == [16, 32, 64, 128]
+    edges = log_edges(1, 1000, per_octave=4)
+    assert (edges[0], edges[-1]) == (1, 1000)
+    assert (np.diff(edges) > 0).all()
+
+
+def test_summarise():
+    runs = pd.DataFrame(
+        {"method": ["b", "a", "b", "b", "b", "b"], "x": [1.0, 7.0, 5.0, 3.0, 2.0, 4.0]}
+    )
+    expected = pd.DataFrame(
+        {"method": ["b", "a"], "n": [5, 1], "x": [3, 7.0], "x_q1": [2, 7.0], "x_q3": [4, 7.0]}
+    )
+    pd.testing.assert_frame_equal(summarise(runs, ["method"], ["x"]), expected)
+
+
+@pytest.mark.parametrize("mean", [2.0, 12.0])
+def test_on_top_of(mean):
+    base = torch.zeros(2, 16) + torch.tensor([[mean - 1], [mean + 1]])
+    targets = torch.tensor([1, 2, 3, 9, 10, 11, 12])  # three before position 4, four from there on
+    sample = base[:, targets - 1] + torch.tensor([[0.5], [1.5]])
+    (row,) = on_top_of(sample, base, targets, np.array([0, 4, 16])).to_dict("records")
+    assert row["position"] == pytest.approx(8)
+    assert row["ppl"] == pytest.approx(math.exp(mean + 1))
+    half = 12.706 * 0.5  # Student's t for one degree of freedom, times a standard error of 0.5
+    low, high = math.log(row["ppl_low"]), math.log(row["ppl_high"])
+    assert low == pytest.approx(max(0, mean + 1 - half), rel=1e-3)
+    assert high == pytest.approx(mean + 1 + half, rel=1e-3)
+
+
+def test_recompute_of_several_texts_is_that_of_each():
+    model, ids, targets = tiny_model("neox_25"), tiny_ids(2, 20), torch.tensor([7, 12, 19])
+    both = evaluate_recompute(model, ids, 6, targets, start_size=2, batch_size=2)
+    rows = [evaluate_recompute(model, row, 6, targets, start_size=2) for row in ids]
+    torch.testing.assert_close(both, torch.stack(rows))
