@@ -21,7 +21,7 @@ GOOD = {
 }
 DRAW = """\
 import matplotlib.pyplot as plt
-from lib.results import save_figure
+from lib import save_figure
 save_figure(plt.figure(), "small")
 assert cache != 13, 'thirteen'"""
 
