@@ -34,7 +34,7 @@ lab: setup ## open the notebooks in JupyterLab
 test: setup ## check format and lint, run the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8
 
 clean: ## remove caches and what broken runs left (results/ and .venv stay)
 	rm -rf .pytest_cache .ruff_cache .hypothesis results/.staging-* *.egg-info build
