@@ -1,21 +1,12 @@
 """Adaptive L2: the fuller the cache, the more of its highest key norms leave."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
 
 import torch
 
 from lib.require import require_int, require_share
 
-from .base import (
-    Compressor,
-    Held,
-    keep_best,
-    key_norms,
-    layer_set,
-    require_budget,
-    share_of,
-)
+from .base import Compressor, Held, keep_best, key_norms, share_of
 
 
 @dataclass
@@ -28,8 +19,8 @@ class AdaptiveL2(Compressor):
     are never cut. After Devoto et al. 2024, arXiv:2406.11430.
     """
 
-    name: ClassVar[str] = "adaptive_l2"
-    paper: ClassVar[str] = "after Devoto et al. 2024, arXiv:2406.11430"
+    name = "adaptive_l2"
+    paper = "after Devoto et al. 2024, arXiv:2406.11430"
     soft_limit: int = 384
     hard_limit: int = 512
     prune_share: float = 0.1
@@ -39,26 +30,27 @@ class AdaptiveL2(Compressor):
         require_int("soft_limit", self.soft_limit, 1)
         require_int("hard_limit", self.hard_limit, self.soft_limit)
         require_share("prune_share", self.prune_share, above=0)
-        self.skip_layers = layer_set(self.skip_layers)
+        super().__post_init__()
 
     @property
     def budget(self) -> int:
         return self.hard_limit
 
+    @property
+    def prune_after(self) -> int:
+        return self.soft_limit
+
     @classmethod
-    def at_budget(cls, budget: int, start_size: int = 4, skip_layers=(), seed: int = 0) -> Self:
+    def sizes(cls, budget: int, start_size: int) -> dict:
         """The budget is the hard limit, three quarters of it the soft one.
 
         60% of the excess leaves: at a budget of 256 or more and a cut per 64 tokens, the cache
         comes to rest between the limits, 43 tokens above the soft one.
         """
-        require_budget(budget, start_size)
-        return cls(max(1, 3 * budget // 4), budget, 0.6, skip_layers)
+        return {"soft_limit": max(1, 3 * budget // 4), "hard_limit": budget, "prune_share": 0.6}
 
-    def keep(self, held: Held) -> torch.Tensor | None:
+    def choose(self, held: Held) -> torch.Tensor | None:
         T = held.length
-        pruned = share_of(self.prune_share, max(0, T - self.soft_limit))
+        pruned = share_of(self.prune_share, T - self.soft_limit)
         kept = min(self.hard_limit, T - pruned)
-        if held.layer_idx in self.skip_layers or kept == T:
-            return None
-        return keep_best(-key_norms(held.keys), kept)
+        return None if kept == T else keep_best(-key_norms(held.keys), kept)

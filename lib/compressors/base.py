@@ -1,28 +1,14 @@
 """What every compressor is: a dataclass that says which cached tokens stay."""
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
 import torch
 
 from lib.require import require, require_int
 
-
-def require_budget(budget, start_size, more: int = 1) -> None:
-    """Raise a ValueError unless `budget` holds `start_size` sinks and `more` tokens."""
-    require_int("start_size", start_size, 0)
-    require_int("budget", budget, start_size + more)
-
-
-def layer_set(layers) -> tuple[int, ...]:
-    """`skip_layers` as a tuple of layer indices, or a ValueError."""
-    require(
-        isinstance(layers, (list, tuple, set)), "skip_layers", layers, "a list of layer indices"
-    )
-    for layer in layers:
-        require_int("skip_layers", layer, 0)
-    return tuple(layers)
+# the least that parameters of these names may be, in every method that has them
+LEAST = {"start_size": 0, "budget": 1, "seed": 0}
 
 
 @dataclass(frozen=True)
@@ -58,64 +44,106 @@ class Held:
         return self.keys.shape[2]
 
 
-@dataclass
-class Compressor(ABC):
+class Compressor:
     """Decides which tokens of a layer's cache stay; cutting and turning are the cache's work.
 
-    `rows` are a comparison's rows of this method, by name, with what `at_budget` is given besides;
-    where it is empty there is one, named as the method.
+    A method is a dataclass of its parameters with a rule, `choose`. Whatever else is particular to
+    it, it says by overriding what is below. `rows` are a comparison's rows of this method, by name,
+    with what `at_budget` is given besides; where it is empty there is one, named as the method.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     rows: ClassVar[dict[str, dict]] = {}
+    # tokens kept per compressed layer between steps; None where there is no fixed number
+    budget: int | None
+    # layers that are never cut; a parameter of the methods that have it among theirs
+    skip_layers: tuple[int, ...] = ()
+    # tokens are scored by the attention of so many last queries; 0: scores are not asked for,
+    # math.inf: of all queries since the token came
+    queries: float = 0
+    # `at_budget` needs so many tokens besides the sinks
+    least_besides: ClassVar[int] = 1
+
+    def __post_init__(self):
+        """Check the parameters that methods share, by name; a method checks its own besides."""
+        for name, least in LEAST.items():
+            if name in vars(self):
+                require_int(name, getattr(self, name), least)
+        if "skip_layers" in vars(self):
+            self.skip_layers = layer_set(self.skip_layers)
 
     @property
-    @abstractmethod
-    def budget(self) -> int | None:
-        """Tokens kept per compressed layer between steps; None where there is no fixed number."""
-
-    def layer_budget(self, layer_idx: int, num_layers: int) -> int | None:
-        """`budget` of one layer, for methods that give layers different ones."""
-        return self.budget
-
-    def layer_queries(self, layer_idx: int, num_layers: int) -> float:
-        """By the attention of how many last queries one layer's tokens are scored.
-
-        0: none, the scores are not asked for; `math.inf`: all queries since the token came.
-        """
-        return 0
+    def prune_after(self) -> int:
+        """A layer that holds at most so many tokens is left alone: `budget`, unless told."""
+        return self.budget or 0
 
     @property
     def window(self) -> Window | None:
         """The window of a method that looks at positions only; None for one that looks at keys."""
         return None
 
+    def layer_budget(self, layer_idx: int, num_layers: int) -> int | None:
+        """`budget` of one layer, for methods that give layers different ones."""
+        return self.budget
+
+    def layer_queries(self, layer_idx: int, num_layers: int) -> float:
+        """`queries` of one layer: one that is never cut needs no scores."""
+        return 0 if layer_idx in self.skip_layers else self.queries
+
     @classmethod
-    @abstractmethod
     def at_budget(
-        cls, budget: int, start_size: int = 4, skip_layers: tuple[int, ...] = (), seed: int = 0
+        cls,
+        budget: int,
+        start_size: int = 4,
+        skip_layers: tuple[int, ...] = (),
+        seed: int = 0,
+        **more,
     ) -> Self:
         """The method such that a compressed layer holds at most `budget` tokens between steps.
 
-        Of the sinks, the layers never cut and the seed a method takes what it has a use for.
+        Of the sinks, the layers never cut and the seed a method takes those that are parameters of
+        its own; `more` are others. ValueError if the budget doesn't hold the sinks and a token.
         """
+        require_int("start_size", start_size, 0)
+        require_int("budget", budget, start_size + cls.least_besides)
+        common = {"start_size": start_size, "skip_layers": skip_layers, "seed": seed}
+        own = {field.name for field in fields(cls)}
+        taken = {name: value for name, value in common.items() if name in own}
+        return cls(**taken | cls.sizes(budget, start_size) | more)
 
-    @abstractmethod
+    @classmethod
+    def sizes(cls, budget: int, start_size: int) -> dict:
+        """The parameters, by name, that share out a budget of which `start_size` are sinks."""
+        return {"budget": budget}
+
     def keep(self, held: Held) -> torch.Tensor | None:
         """Indices of the tokens to keep, ascending, (n,) or (B, H, n); None keeps everything."""
+        if held.layer_idx in self.skip_layers or held.length <= self.prune_after:
+            return None
+        if self.queries:
+            what = "the attention that tokens receive: run the method in a CompressedCache"
+            require(held.scores is not None, "scores", None, what)
+        return self.choose(held)
+
+    def choose(self, held: Held) -> torch.Tensor | None:
+        """The rule: what `keep` gives for a layer that holds more than `prune_after` tokens."""
+        raise NotImplementedError(f"{type(self).__name__} has no rule: it needs `choose`")
+
+
+def layer_set(layers) -> tuple[int, ...]:
+    """`skip_layers` as a tuple of layer indices, or a ValueError."""
+    require(
+        isinstance(layers, (list, tuple, set)), "skip_layers", layers, "a list of layer indices"
+    )
+    for layer in layers:
+        require_int("skip_layers", layer, 0)
+    return tuple(layers)
 
 
 def as_float(x: torch.Tensor) -> torch.Tensor:
     """`x` in float32, or in float64 if it is: in bfloat16 most norms and many scores tie."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-def scores_of(held: Held) -> torch.Tensor:
-    """`held.scores`, (B, H, T), or a ValueError where there are keys and values alone."""
-    what = "the attention that tokens receive: run the method in a CompressedCache"
-    require(held.scores is not None, "scores", None, what)
-    return held.scores
 
 
 def share_of(share: float, n: int) -> int:
@@ -149,18 +177,3 @@ def gather_tokens(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 def key_norms(keys: torch.Tensor) -> torch.Tensor:
     """L2 norms (B, H, T) of keys (B, H, T, D)."""
     return as_float(keys).norm(dim=-1)
-
-
-def random_scores(keys: torch.Tensor, layer_idx: int, seed: int) -> torch.Tensor:
-    """Random scores (B, H, T) for keys (B, H, T, D).
-
-    Seeded by what is cached too: the same cache is always cut alike, yet in a stream, where every
-    cut sees the same length, not the same place leaves each time.
-    """
-    rows = []
-    for row in keys:  # (H, T, D)
-        content = row[:, -1].float().contiguous().view(torch.int32).sum().item()
-        row_seed = hash((seed, layer_idx, row.shape[1], content)) % 2**63
-        generator = torch.Generator().manual_seed(row_seed)
-        rows.append(torch.rand(row.shape[:2], generator=generator))
-    return torch.stack(rows).to(keys.device)

@@ -1,24 +1,29 @@
 """Fixed-size L2: a constant budget of recent tokens and of the lowest (or highest) key norms."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
 
 import torch
 
 from lib.require import require, require_int, require_share
 
-from .base import (
-    Compressor,
-    Held,
-    keep_best,
-    key_norms,
-    layer_set,
-    random_scores,
-    require_budget,
-    share_of,
-)
+from .base import Compressor, Held, keep_best, key_norms, share_of
 
 STRATEGIES = ("keep_low", "keep_high", "random")
+
+
+def random_scores(keys: torch.Tensor, layer_idx: int, seed: int) -> torch.Tensor:
+    """Random scores (B, H, T) for keys (B, H, T, D).
+
+    Seeded by what is cached too: the same cache is always cut alike, yet in a stream, where every
+    cut sees the same length, not the same place leaves each time.
+    """
+    rows = []
+    for row in keys:  # (H, T, D)
+        content = row[:, -1].float().contiguous().view(torch.int32).sum().item()
+        row_seed = hash((seed, layer_idx, row.shape[1], content)) % 2**63
+        generator = torch.Generator().manual_seed(row_seed)
+        rows.append(torch.rand(row.shape[:2], generator=generator))
+    return torch.stack(rows).to(keys.device)
 
 
 @dataclass
@@ -29,9 +34,9 @@ class FixSizeL2(Compressor):
     with `seed`. Layers in `skip_layers` are never cut. After Devoto et al. 2024, arXiv:2406.11430.
     """
 
-    name: ClassVar[str] = "fix_size_l2"
-    paper: ClassVar[str] = "after Devoto et al. 2024, arXiv:2406.11430"
-    rows: ClassVar[dict[str, dict]] = {
+    name = "fix_size_l2"
+    paper = "after Devoto et al. 2024, arXiv:2406.11430"
+    rows = {
         "fix_l2_low": {"strategy": "keep_low"},
         "fix_l2_high": {"strategy": "keep_high"},
         "fix_l2_random": {"strategy": "random"},
@@ -45,8 +50,7 @@ class FixSizeL2(Compressor):
     def __post_init__(self):
         require_int("fix_kv_size", self.fix_kv_size, 1)
         require_share("keep_ratio", self.keep_ratio)
-        require_int("seed", self.seed, 0)
-        self.skip_layers = layer_set(self.skip_layers)
+        super().__post_init__()
         require(self.strategy in STRATEGIES, "strategy", self.strategy, f"one of {STRATEGIES}")
 
     @property
@@ -54,20 +58,10 @@ class FixSizeL2(Compressor):
         return self.fix_kv_size
 
     @classmethod
-    def at_budget(
-        cls,
-        budget: int,
-        start_size: int = 4,
-        skip_layers=(),
-        seed: int = 0,
-        strategy: str = "keep_low",
-    ) -> Self:
-        require_budget(budget, start_size)
-        return cls(budget, strategy=strategy, skip_layers=skip_layers, seed=seed)
+    def sizes(cls, budget: int, start_size: int) -> dict:
+        return {"fix_kv_size": budget}
 
-    def keep(self, held: Held) -> torch.Tensor | None:
-        if held.layer_idx in self.skip_layers or held.length <= self.fix_kv_size:
-            return None
+    def choose(self, held: Held) -> torch.Tensor:
         recent = share_of(self.keep_ratio, self.fix_kv_size)
         older = held.keys[:, :, : held.length - recent]
         if self.strategy == "random":

@@ -1,6 +1,7 @@
 """Methods as functions of plain (key, value) pairs or of a transformers `Cache`."""
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from transformers import Cache
@@ -33,6 +34,7 @@ def compress(past_key_values: Pairs | Cache, compressor: Compressor) -> Pairs | 
     return type(past_key_values)(cut)
 
 
+@cache
 def compress_function(method: type[Compressor]) -> Callable[..., Pairs | Cache]:
     """`method` as a function: `f(past_key_values, **parameters)`, see `compress`."""
 

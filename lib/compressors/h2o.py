@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Self
 
 import torch
 
 from lib.require import require_int
 
-from .base import Compressor, Held, keep_best, layer_set, require_budget, scores_of
+from .base import Compressor, Held, keep_best
 
 
 @dataclass
@@ -20,8 +19,9 @@ class H2O(Compressor):
     Layers in `skip_layers` are never cut. Zhang et al. 2023, arXiv:2306.14048.
     """
 
-    name: ClassVar[str] = "h2o"
-    paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2306.14048"
+    name = "h2o"
+    paper = "Zhang et al. 2023, arXiv:2306.14048"
+    queries = math.inf
     heavy_size: int = 256
     recent_size: int = 256
     skip_layers: tuple[int, ...] = ()
@@ -29,24 +29,17 @@ class H2O(Compressor):
     def __post_init__(self):
         require_int("heavy_size", self.heavy_size, 0)
         require_int("recent_size", self.recent_size, 1)
-        self.skip_layers = layer_set(self.skip_layers)
+        super().__post_init__()
 
     @property
     def budget(self) -> int:
         return self.heavy_size + self.recent_size
 
     @classmethod
-    def at_budget(cls, budget: int, start_size: int = 4, skip_layers=(), seed: int = 0) -> Self:
+    def sizes(cls, budget: int, start_size: int) -> dict:
         """Heavy and recent tokens in halves, as in the paper."""
-        require_budget(budget, start_size)
-        return cls(budget // 2, budget - budget // 2, skip_layers)
+        return {"heavy_size": budget // 2, "recent_size": budget - budget // 2}
 
-    def layer_queries(self, layer_idx: int, num_layers: int) -> float:
-        return 0 if layer_idx in self.skip_layers else math.inf
-
-    def keep(self, held: Held) -> torch.Tensor | None:
-        T, recent = held.length, self.recent_size
-        if held.layer_idx in self.skip_layers or self.budget >= T:
-            return None
-        older = scores_of(held)[:, :, : T - recent]
-        return keep_best(older, self.heavy_size, recent=recent)
+    def choose(self, held: Held) -> torch.Tensor:
+        older = held.scores[:, :, : held.length - self.recent_size]
+        return keep_best(older, self.heavy_size, recent=self.recent_size)

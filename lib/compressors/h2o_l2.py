@@ -1,13 +1,12 @@
 """H2O by key norms: sinks, heavy hitters and recent tokens, without looking at attention."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
 
 import torch
 
 from lib.require import require_int
 
-from .base import Compressor, Held, keep_best, key_norms, layer_set, require_budget
+from .base import Compressor, Held, keep_best, key_norms
 
 
 @dataclass
@@ -19,32 +18,28 @@ class H2OL2(Compressor):
     (Devoto et al. 2024, arXiv:2406.11430). Layers in `skip_layers` are never cut.
     """
 
-    name: ClassVar[str] = "h2o_l2"
-    paper: ClassVar[str] = "after Zhang et al. 2023, arXiv:2306.14048"
+    name = "h2o_l2"
+    paper = "after Zhang et al. 2023, arXiv:2306.14048"
     start_size: int = 4
     heavy_size: int = 254
     recent_size: int = 254
     skip_layers: tuple[int, ...] = ()
 
     def __post_init__(self):
-        require_int("start_size", self.start_size, 0)
         require_int("heavy_size", self.heavy_size, 0)
         require_int("recent_size", self.recent_size, 1)
-        self.skip_layers = layer_set(self.skip_layers)
+        super().__post_init__()
 
     @property
     def budget(self) -> int:
         return self.start_size + self.heavy_size + self.recent_size
 
     @classmethod
-    def at_budget(cls, budget: int, start_size: int = 4, skip_layers=(), seed: int = 0) -> Self:
+    def sizes(cls, budget: int, start_size: int) -> dict:
         """What the sinks leave goes to heavy and to recent tokens in halves, as in H2O."""
-        require_budget(budget, start_size)
-        heavy_size = (budget - start_size) // 2
-        return cls(start_size, heavy_size, budget - start_size - heavy_size, skip_layers)
+        rest = budget - start_size
+        return {"heavy_size": rest // 2, "recent_size": rest - rest // 2}
 
-    def keep(self, held: Held) -> torch.Tensor | None:
-        if held.layer_idx in self.skip_layers or held.length <= self.budget:
-            return None
+    def choose(self, held: Held) -> torch.Tensor:
         middle = held.keys[:, :, self.start_size : held.length - self.recent_size]
         return keep_best(-key_norms(middle), self.heavy_size, self.start_size, self.recent_size)

@@ -4,13 +4,13 @@ import copy
 import importlib
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import torch
 
-from lib.require import require, require_int
+from lib.require import require
 
-from .base import Compressor, Held, as_float, keep_best, layer_set, require_budget
+from .base import Compressor, Held, as_float, keep_best
 
 # those that score by keys and values alone
 PRESSES = ("KnormPress", "KeyDiffPress", "LagKVPress", "CURPress", "StreamingLLMPress")
@@ -40,16 +40,15 @@ class KVPress(Compressor):
     Layers in `skip_layers` are never cut. github.com/NVIDIA/kvpress.
     """
 
-    name: ClassVar[str] = "kvpress"
-    paper: ClassVar[str] = "that of the press"
-    rows: ClassVar[dict[str, dict]] = {f"kvpress_{press}": {"press": press} for press in PRESSES}
+    name = "kvpress"
+    paper = "that of the press"
+    rows = {f"kvpress_{press}": {"press": press} for press in PRESSES}
     press: Any = "KnormPress"
     budget: int = 512
     skip_layers: tuple[int, ...] = ()
 
     def __post_init__(self):
-        require_int("budget", self.budget, 1)
-        self.skip_layers = layer_set(self.skip_layers)
+        super().__post_init__()
         if isinstance(self.press, str):
             self.press = load_press(self.press)
         ok = callable(getattr(self.press, "score", None)) and hasattr(
@@ -57,21 +56,7 @@ class KVPress(Compressor):
         )
         require(ok, "press", self.press, "a ScorerPress or the name of one")
 
-    @classmethod
-    def at_budget(
-        cls,
-        budget: int,
-        start_size: int = 4,
-        skip_layers=(),
-        seed: int = 0,
-        press: Any = "KnormPress",
-    ) -> Self:
-        require_budget(budget, start_size)
-        return cls(press, budget, skip_layers)
-
-    def keep(self, held: Held) -> torch.Tensor | None:
-        if held.layer_idx in self.skip_layers or held.length <= self.budget:
-            return None
+    def choose(self, held: Held) -> torch.Tensor:
         return keep_best(self._scores(held), self.budget)
 
     def _scores(self, held: Held) -> torch.Tensor:

@@ -2,20 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Self
 
 import torch
 
 from lib.require import require_int, require_share
 
-from .base import (
-    Compressor,
-    Held,
-    keep_best,
-    key_norms,
-    layer_set,
-    require_budget,
-)
+from .base import Compressor, Held, keep_best, key_norms
 
 
 @dataclass
@@ -27,11 +19,10 @@ class L2Compress(Compressor):
     Devoto et al. 2024, arXiv:2406.11430; KnormPress in kvpress.
     """
 
-    name: ClassVar[str] = "l2_compress"
-    paper: ClassVar[str] = "Devoto et al. 2024, arXiv:2406.11430"
-    rows: ClassVar[dict[str, dict]] = {
-        f"l2_ratio_{ratio}": {"keep_ratio": ratio} for ratio in (1.0, 0.8, 0.5)
-    }
+    name = "l2_compress"
+    paper = "Devoto et al. 2024, arXiv:2406.11430"
+    rows = {f"l2_ratio_{ratio}": {"keep_ratio": ratio} for ratio in (1.0, 0.8, 0.5)}
+    budget = None
     keep_ratio: float = 0.8
     prune_after: int = 1000
     skip_layers: tuple[int, ...] = (0, 1)
@@ -39,32 +30,18 @@ class L2Compress(Compressor):
     def __post_init__(self):
         require_share("keep_ratio", self.keep_ratio, above=0)
         require_int("prune_after", self.prune_after, 0)
-        self.skip_layers = layer_set(self.skip_layers)
-
-    @property
-    def budget(self) -> int | None:
-        return None
+        super().__post_init__()
 
     @classmethod
-    def at_budget(
-        cls,
-        budget: int,
-        start_size: int = 4,
-        skip_layers=(),
-        seed: int = 0,
-        keep_ratio: float = 0.8,
-    ) -> Self:
-        """Keep the share `keep_ratio` whenever a layer holds more than `budget` tokens.
+    def sizes(cls, budget: int, start_size: int) -> dict:
+        """Keep a share, such as 80%, whenever a layer holds more than `budget` tokens.
 
         80% stays within the budget for steps of up to a quarter of it, and after a long prompt
         takes several steps to come down to it; 100% is the control that never cuts.
         """
-        require_budget(budget, start_size)
-        return cls(keep_ratio, budget, skip_layers)
+        return {"prune_after": budget}
 
-    def keep(self, held: Held) -> torch.Tensor | None:
+    def choose(self, held: Held) -> torch.Tensor | None:
         T = held.length
         kept = math.ceil(self.keep_ratio * T - 1e-9)  # 0.55 of 100 is 55
-        if held.layer_idx in self.skip_layers or self.prune_after >= T or kept == T:
-            return None
-        return keep_best(-key_norms(held.keys), kept)
+        return None if kept == T else keep_best(-key_norms(held.keys), kept)

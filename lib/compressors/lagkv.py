@@ -1,13 +1,12 @@
 """LagKV: a token matters if it stands out against the tokens that came after it."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
 
 import torch
 
 from lib.require import require_int
 
-from .base import Compressor, Held, as_float, keep_best, layer_set, require_budget
+from .base import Compressor, Held, as_float, keep_best
 
 
 def lag_scores(states: torch.Tensor) -> torch.Tensor:
@@ -34,8 +33,9 @@ class LagKV(Compressor):
     arXiv:2504.04704, where instead a constant share of each partition stays and the cache grows.
     """
 
-    name: ClassVar[str] = "lagkv"
-    paper: ClassVar[str] = "Liang et al. 2025, arXiv:2504.04704"
+    name = "lagkv"
+    paper = "Liang et al. 2025, arXiv:2504.04704"
+    least_besides = 4
     budget: int = 512
     start_size: int = 4
     lag_size: int = 128
@@ -46,19 +46,16 @@ class LagKV(Compressor):
         require_int("lag_size", self.lag_size, 2)
         # beyond the budget there is then always an earlier partition
         require_int("budget", self.budget, self.start_size + 2 * self.lag_size)
-        self.skip_layers = layer_set(self.skip_layers)
+        super().__post_init__()
 
     @classmethod
-    def at_budget(cls, budget: int, start_size: int = 4, skip_layers=(), seed: int = 0) -> Self:
+    def sizes(cls, budget: int, start_size: int) -> dict:
         """Partitions of a quarter of what the sinks leave, at most 128 tokens."""
-        require_budget(budget, start_size, more=4)
         lag_size = min(128, max(2, (budget - start_size) // 4))
-        return cls(budget, start_size, lag_size, skip_layers)
+        return {"budget": budget, "lag_size": lag_size}
 
-    def keep(self, held: Held) -> torch.Tensor | None:
+    def choose(self, held: Held) -> torch.Tensor:
         T, S, L = held.length, self.start_size, self.lag_size
-        if held.layer_idx in self.skip_layers or self.budget >= T:
-            return None
         P = (T - S) // L
         pair = (as_float(x[:, :, S : S + P * L]) for x in (held.keys, held.values))
         scores = sum(lag_scores(x.unflatten(2, (P, L))) for x in pair)  # (B, H, P - 1, L)

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 
 from lib.require import require, require_int
 
-from .base import Compressor, Held, layer_set, require_budget
+from .base import Compressor, Held
 from .h2o_l2 import H2OL2
 from .snapkv import SnapKV
 
@@ -36,9 +36,9 @@ class Pyramid(Compressor):
     arXiv:2406.02069, who choose tokens by the attention of the last ones: `method=SnapKV`.
     """
 
-    name: ClassVar[str] = "pyramid"
-    paper: ClassVar[str] = "Cai et al. 2024, arXiv:2406.02069"
-    rows: ClassVar[dict[str, dict]] = {
+    name = "pyramid"
+    paper = "Cai et al. 2024, arXiv:2406.02069"
+    rows = {
         "pyramid_h2o_l2": {"method": H2OL2},
         "pyramid_snapkv": {"method": SnapKV},
     }
@@ -60,7 +60,7 @@ class Pyramid(Compressor):
         beta = self.beta
         ok = isinstance(beta, Real) and not isinstance(beta, bool) and 1 <= beta < float("inf")
         require(ok, "beta", beta, "a number >= 1")
-        self.skip_layers = layer_set(self.skip_layers)
+        super().__post_init__()
         self._method_at(self.base_size)  # refuses what the smallest layer could not have
 
     @classmethod
@@ -73,10 +73,14 @@ class Pyramid(Compressor):
         method: type[Compressor] = H2OL2,
         **parameters,
     ) -> Self:
-        """The mean over layers is `budget`; a base of 8 tokens and the sinks for every layer."""
-        require_budget(budget, start_size)
-        base_size = min(start_size + 8, budget)
-        return cls(method, budget, base_size, 20, start_size, skip_layers, seed, parameters)
+        """The mean over layers is `budget`; `parameters` are the method's own."""
+        more = {"method": method, "parameters": parameters}
+        return super().at_budget(budget, start_size, skip_layers, seed, **more)
+
+    @classmethod
+    def sizes(cls, budget: int, start_size: int) -> dict:
+        """A base of 8 tokens and the sinks for every layer."""
+        return {"budget": budget, "base_size": min(start_size + 8, budget)}
 
     def _method_at(self, budget: int) -> Compressor:
         return self.method.at_budget(

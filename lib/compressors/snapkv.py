@@ -1,14 +1,13 @@
 """SnapKV: what the last queries look at, and its neighbours, stays."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
 
 import torch
 from torch.nn.functional import avg_pool1d, max_pool1d
 
 from lib.require import require, require_int
 
-from .base import Compressor, Held, keep_best, layer_set, require_budget, scores_of
+from .base import Compressor, Held, keep_best
 
 POOLING = {"avg": avg_pool1d, "max": max_pool1d}
 
@@ -25,8 +24,8 @@ class SnapKV(Compressor):
     Layers in `skip_layers` are never cut. Li et al. 2024, arXiv:2404.14469.
     """
 
-    name: ClassVar[str] = "snapkv"
-    paper: ClassVar[str] = "Li et al. 2024, arXiv:2404.14469"
+    name = "snapkv"
+    paper = "Li et al. 2024, arXiv:2404.14469"
     budget: int = 512
     window_size: int = 32
     kernel_size: int = 5
@@ -39,22 +38,19 @@ class SnapKV(Compressor):
         require_int("kernel_size", self.kernel_size, 1)
         require(self.kernel_size % 2 == 1, "kernel_size", self.kernel_size, "an odd number")
         require(self.pooling in POOLING, "pooling", self.pooling, f"one of {tuple(POOLING)}")
-        self.skip_layers = layer_set(self.skip_layers)
+        super().__post_init__()
 
     @classmethod
-    def at_budget(cls, budget: int, start_size: int = 4, skip_layers=(), seed: int = 0) -> Self:
+    def sizes(cls, budget: int, start_size: int) -> dict:
         """A window of half the budget, at most 32 tokens."""
-        require_budget(budget, start_size)
-        window_size = min(32, max(1, budget // 2))
-        return cls(budget, window_size, skip_layers=skip_layers)
+        return {"budget": budget, "window_size": min(32, max(1, budget // 2))}
 
-    def layer_queries(self, layer_idx: int, num_layers: int) -> float:
-        return 0 if layer_idx in self.skip_layers else self.window_size
+    @property
+    def queries(self) -> int:
+        return self.window_size
 
-    def keep(self, held: Held) -> torch.Tensor | None:
-        T, window, size = held.length, self.window_size, self.kernel_size
-        if held.layer_idx in self.skip_layers or self.budget >= T:
-            return None
-        older = scores_of(held)[:, :, : T - window]
+    def choose(self, held: Held) -> torch.Tensor:
+        window, size = self.window_size, self.kernel_size
+        older = held.scores[:, :, : held.length - window]
         pooled = POOLING[self.pooling](older, size, stride=1, padding=size // 2)
         return keep_best(pooled, self.budget - window, recent=window)

@@ -1,13 +1,10 @@
 """TOVA: the token to which the newest one attends least leaves, whatever its place."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
 
 import torch
 
-from lib.require import require_int
-
-from .base import Compressor, Held, keep_best, layer_set, require_budget, scores_of
+from .base import Compressor, Held, keep_best
 
 
 @dataclass
@@ -19,26 +16,12 @@ class TOVA(Compressor):
     arXiv:2401.06104.
     """
 
-    name: ClassVar[str] = "tova"
-    paper: ClassVar[str] = "Oren et al. 2024, arXiv:2401.06104"
+    name = "tova"
+    paper = "Oren et al. 2024, arXiv:2401.06104"
+    queries = 1
     budget: int = 512
     skip_layers: tuple[int, ...] = ()
 
-    def __post_init__(self):
-        require_int("budget", self.budget, 1)
-        self.skip_layers = layer_set(self.skip_layers)
-
-    @classmethod
-    def at_budget(cls, budget: int, start_size: int = 4, skip_layers=(), seed: int = 0) -> Self:
-        require_budget(budget, start_size)
-        return cls(budget, skip_layers)
-
-    def layer_queries(self, layer_idx: int, num_layers: int) -> float:
-        return 0 if layer_idx in self.skip_layers else 1
-
-    def keep(self, held: Held) -> torch.Tensor | None:
-        if held.layer_idx in self.skip_layers or self.budget >= held.length:
-            return None
-        scores = scores_of(held)
-        mean = scores.mean(dim=1, keepdim=True)  # (B, 1, T)
-        return keep_best(mean, self.budget).expand(-1, scores.shape[1], -1)
+    def choose(self, held: Held) -> torch.Tensor:
+        mean = held.scores.mean(dim=1, keepdim=True)  # (B, 1, T)
+        return keep_best(mean, self.budget).expand(-1, held.scores.shape[1], -1)

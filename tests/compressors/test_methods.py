@@ -1,6 +1,7 @@
 """The methods against their papers' rules, written out in `methods_reference`."""
 
 import sys
+from dataclasses import dataclass
 from fractions import Fraction
 from inspect import signature
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from lib import (
     H2OL2,
     TOVA,
     AdaptiveL2,
+    Compressor,
     FixSizeL2,
     Held,
     KeyDiff,
@@ -33,7 +35,7 @@ from lib import (
     list_methods,
 )
 from lib.cache.attention import kv_lab_attention
-from lib.compressors import METHODS, ROWS
+from lib.compressors import METHODS, ROWS, method_table
 from lib.compressors.kvpress import PRESSES
 from lib.compressors.pyramid import layer_budgets
 from lib.measure.rows import at_budget, experiment
@@ -369,6 +371,76 @@ def test_at_budget(group):
         METHODS[method.name].at_budget(20, -1)
 
 
+@dataclass
+class First(Compressor):
+    """Keep the first `budget` tokens."""
+
+    name, paper = "first", "none"
+    budget: int = 9
+
+    def choose(self, held):
+        return torch.arange(self.budget)
+
+
+@dataclass
+class FirstOfSome(First):
+    """With all parameters that `at_budget` knows, and one of its own."""
+
+    start_size: int = 1
+    skip_layers: tuple[int, ...] = ()
+    seed: int = 0
+    own: str = "x"
+
+
+def test_a_rule_is_all_that_a_method_needs():
+    assert First().keep(held(1, 2, 9, 4)) is None
+    assert kept(First(), held(1, 2, 10, 4)) == [[[*range(9)]] * 2]
+    assert First.at_budget(5, 2, [1], 3) == First(5)
+    method = FirstOfSome.at_budget(5, 2, [1], 3, own="y")
+    assert method == FirstOfSome(5, 2, (1,), 3, "y")
+    assert method.keep(held(1, 2, 10, 4, layer_idx=1)) is None
+    assert kept(method, held(1, 2, 10, 4, layer_idx=2)) == [[[*range(5)]] * 2]
+    assert (method.layer_budget(2, 4), method.layer_queries(2, 4), method.window) == (5, 0, None)
+    bad = {"budget": 0, "start_size": -1, "seed": -1, "skip_layers": 2}
+    for name, value in bad.items():
+        with pytest.raises(ValueError, match=f"{name}={value}: allowed is "):
+            FirstOfSome(**{name: value})
+    for method in (First, FirstOfSome):  # whatever of these it takes
+        with pytest.raises(ValueError, match="budget=4: allowed is an int >= 5"):
+            method.at_budget(4, 4)
+        with pytest.raises(ValueError, match="start_size=-1: allowed is an int >= 0"):
+            method.at_budget(4, -1)
+
+
+def test_a_method_without_a_rule_says_so():
+    @dataclass
+    class Ruleless(Compressor):
+        name, paper = "ruleless", "none"
+        budget: int = 9
+
+    with pytest.raises(NotImplementedError, match="Ruleless has no rule: it needs `choose`"):
+        Ruleless().keep(held(1, 2, 10, 4))
+
+
+def test_only_what_the_package_imports_is_a_method():
+    assert {First.name, FirstOfSome.name} & set(list_methods()) == set()
+    classes = set(METHODS.values())
+    assert {KeyDiff, Random, SnapKV} < classes
+    assert all(method.__module__ == f"lib.compressors.{method.name}" for method in classes)
+
+
+def test_method_table():
+    table = method_table().set_index("method")
+    assert table.index.tolist() == list_methods()
+    assert table.rows["streaming_llm"] == "streaming, streaming_lazy"
+    assert table.rows["tova"] == "tova"
+    assert ", ".join(table.rows).split(", ") == list(ROWS)
+    assert table.paper["tova"] == "Oren et al. 2024, arXiv:2401.06104"
+    assert table.keeps["recent_only"].startswith("Keep the last `window_size` tokens (Longformer")
+    assert table.keeps.str.endswith(".").all()  # a whole sentence in the docstring's first line
+    assert table.keeps.is_unique
+
+
 @pytest.mark.usefixtures("kvpress")
 @pytest.mark.parametrize("budget", [6, 16])
 def test_all_rows_stay_within_their_budget(budget):
@@ -429,6 +501,7 @@ def test_methods_as_functions(name):
         (Pyramid, {"base_size": 0}, "base_size=0: allowed is an int >= 1"),
         (Pyramid, {"budget": 11}, "budget=11: allowed is an int >= 12"),
         (Pyramid, {"base_size": 4}, "budget=4: allowed is an int >= 5"),
+        (Pyramid, {"seed": -1}, "seed=-1: allowed is an int >= 0"),
         (Pyramid, {"beta": 0.5}, "beta=0.5: allowed is a number >= 1"),
         (Pyramid, {"beta": float("nan")}, "beta=nan: allowed is a number >= 1"),
         (H2O, {"heavy_size": -1}, "heavy_size=-1: allowed is an int >= 0"),
