@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from transformers import DynamicCache
 
-from lib.cache.baseline import held_lengths
+from lib.cache.baseline import held_lengths, make_cache
 from lib.cache.checks import check_ids
 from lib.cache.compressed import REBASE_EVERY, CompressedCache
 from lib.cache.rope import Rope, find_rope
@@ -146,11 +145,7 @@ def run_generate(
     The lengths are those after each forward pass, of the layer that holds most.
     """
     ids = check_ids(model, ids, 1)
-    if compressor is None:
-        cache = DynamicCache(config=model.config)
-    else:
-        cache = CompressedCache(model, compressor, buffer)
-    lengths = []
+    cache, lengths = make_cache(model, compressor, buffer), []
     note = model.register_forward_hook(lambda *_: lengths.append(max(held_lengths(cache))))
     mask = torch.ones_like(ids)
     options = {"do_sample": False, "eos_token_id": [], "pad_token_id": 0}  # nothing ends it early
@@ -160,8 +155,7 @@ def run_generate(
         )
     finally:
         note.remove()
-    evictions = 0 if compressor is None else cache.evictions
-    return out[0, ids.shape[1] :].cpu(), lengths, evictions
+    return out[0, ids.shape[1] :].cpu(), lengths, getattr(cache, "evictions", 0)
 
 
 def compare_loops(
