@@ -101,7 +101,7 @@ def trace_table(traced: pd.DataFrame, first: int) -> pd.DataFrame:
 
 @dataclass
 class Followed:
-    """What `follow` returns for a text of T tokens, fed one by one."""
+    """What `follow_tokens` returns for a text of T tokens, fed one by one."""
 
     seen: np.ndarray  # (T, T): share of all heads in which step t saw token j
     tokens: list[np.ndarray]  # what the last step saw, per layer (H, S)
@@ -109,7 +109,7 @@ class Followed:
 
 
 @torch.no_grad()
-def follow(
+def follow_tokens(
     model,
     ids: torch.Tensor,
     compressor: Compressor,

@@ -11,7 +11,7 @@ from lib.progress import progress
 from lib.require import require
 
 from .perplexity import Evaluation, evaluate
-from .rows import BASELINE, budget_of, buffers_of
+from .rows import BASELINE, budget_of, feeding_of
 from .stats import mean_ci, ppl_ci, ppl_ratio_ci
 
 
@@ -20,18 +20,16 @@ def quality(
 ) -> dict[str, Evaluation]:
     """`evaluate` for every method on `texts` (B, T), cut once per `chunk_size` tokens.
 
-    That goes for methods that look at keys or attention, and for `streaming_lazy`. Strict
-    position-only methods run in chunks of 512: their result does not depend on it.
+    That goes for methods that look at keys or attention, and for `streaming_lazy`; strict
+    position-only methods are cut after every token (`lib.measure.rows.feeding_of`).
     """
     for name, method in methods.items():
         if isinstance(method, L2Compress) and method.keep_ratio < 1:
             most = int(method.prune_after * (1 / method.keep_ratio - 1))
             require(chunk_size <= most, "chunk_size", chunk_size, f"at most {most} for {name}")
-    buffers, results = buffers_of(methods, chunk_size), {}
+    feeding, results = feeding_of(methods, chunk_size), {}
     for name, method in progress(methods.items(), desc="quality"):
-        exact = method is None or method.window is not None
-        buffer = buffers[name] if exact else 0  # others are cut at a chunk's end
-        results[name] = evaluate(model, texts, method, 512 if exact else chunk_size, buffer=buffer)
+        results[name] = evaluate(model, texts, method, **feeding[name])
     return results
 
 

@@ -20,7 +20,7 @@ from lib.experiments.method_comparison_plots import by_quality, on_all
 from lib.load.texts import texts_of
 from lib.measure.perplexity import Evaluation
 from lib.measure.quality import first_tokens, quality, quality_table
-from lib.measure.rows import at_budget, buffers_of, experiment, keeps_budget
+from lib.measure.rows import at_budget, buffers_of, keeps_budget, rows_of
 from lib.measure.speed import change_against, measure
 from lib.measure.stats import mean_ci
 from lib.paths import NOTEBOOKS, PARAMS, ROOT
@@ -61,7 +61,7 @@ def test_at_budget():
 
 
 def test_what_keeps_no_budget():
-    rows = experiment([name for name in ROWS if not name.startswith("kvpress")], [64])
+    rows = rows_of([name for name in ROWS if not name.startswith("kvpress")], [64])
     assert [name for name, x in rows.items() if not keeps_budget(x)] == [
         "baseline",
         "l2_ratio_1.0_64",
@@ -88,12 +88,12 @@ FILE = """
 
 @pytest.mark.parametrize("baseline", [True, False])
 @pytest.mark.parametrize("recent_only", [True, False])
-def test_an_experiment_from_yaml(baseline, recent_only):
+def test_rows_from_yaml(baseline, recent_only):
     content = yaml.safe_load(FILE.format(baseline=baseline, recent_only=recent_only))
     contract = params.read_contract(NOTEBOOKS / "04_method_comparison.ipynb")
     given = params.check(contract, params.section(content, "04_method_comparison"))
     assert (given.pop("num_samples"), given.pop("max_tokens")) == (2, 4096)
-    rows = experiment(**given)
+    rows = rows_of(**given)
     expected = {"baseline": None} if baseline else {}
     if recent_only:
         expected |= {"recent_only_16": RecentOnly(16), "recent_only_32": RecentOnly(32)}
@@ -105,18 +105,18 @@ def test_an_experiment_from_yaml(baseline, recent_only):
     assert list(rows) == list(expected)
 
 
-def test_wrong_experiments_are_refused():
+def test_wrong_rows_are_refused():
     for name in ("streamin", "streamin_16", "streaming_", "_16"):
         with pytest.raises(ValueError, match="method='.*': allowed is one of .'streaming'"):
-            experiment([name], [16])
+            rows_of([name], [16])
     with pytest.raises(ValueError, match="budget=3: allowed is an int >= 5"):
-        experiment(["streaming_3"], [16])
+        rows_of(["streaming_3"], [16])
     with pytest.raises(ValueError, match=r"methods=\[\]: allowed is at least one of"):
-        experiment([], [16], include_baseline=False, include_recent_only=False)
+        rows_of([], [16], include_baseline=False, include_recent_only=False)
 
 
 def test_buffers():
-    rows = experiment(["streaming", "streaming_lazy", "tova", "keydiff", "l2_ratio_0.8"], [16])
+    rows = rows_of(["streaming", "streaming_lazy", "tova", "keydiff", "l2_ratio_0.8"], [16])
     assert buffers_of(rows, 8) == {
         "baseline": 0,
         "recent_only_16": 0,
@@ -130,7 +130,7 @@ def test_buffers():
 
 def test_quality_table():
     model, texts = cached_model("neox_25"), tiny_ids(6, 40)
-    methods = experiment(["streaming", "streaming_lazy", "fix_l2_low"], [8, 12], start_size=2)
+    methods = rows_of(["streaming", "streaming_lazy", "fix_l2_low"], [8, 12], start_size=2)
     groups = ["recent_only", "streaming", "streaming_lazy", "fix_l2_low"]
     assert list(methods) == ["baseline", *(f"{group}_{n}" for group in groups for n in (8, 12))]
     results = quality(model, texts, methods, chunk_size=4)
@@ -159,7 +159,7 @@ def test_quality_table():
 
 def test_the_first_tokens_of_a_text_are_a_text():
     model, texts = cached_model("llama_gqa"), tiny_ids(2, 40)
-    methods = experiment(["streaming_lazy", "fix_l2_high", "tova", "l2_ratio_0.5"], [8, 20])
+    methods = rows_of(["streaming_lazy", "fix_l2_high", "tova", "l2_ratio_0.5"], [8, 20])
     long = quality(model, texts, methods, chunk_size=4)
     for length in (13, 20, 21, 40):
         fitting = {n: m for n, m in methods.items() if "20" not in n or length > 20}
@@ -249,11 +249,11 @@ def test_quality_twice_is_the_same():
     model, texts = cached_model("neox_25", torch.float32), tiny_ids(2, 60)
     names = [name for name in ROWS if not name.startswith("kvpress")]
     tables = [
-        quality_table(quality(model, texts, experiment(names, [16], 2, seed=7), chunk_size=4))
+        quality_table(quality(model, texts, rows_of(names, [16], 2, seed=7), chunk_size=4))
         for _ in range(2)
     ]
     pd.testing.assert_frame_equal(*tables, check_exact=True)
-    other = quality_table(quality(model, texts, experiment(names, [16], 2, seed=8), chunk_size=4))
+    other = quality_table(quality(model, texts, rows_of(names, [16], 2, seed=8), chunk_size=4))
     differ = tables[0].ppl != other.ppl
     assert tables[0].method[differ].tolist() == ["fix_l2_random_16", "random_16"]
 
@@ -277,10 +277,10 @@ def test_the_notebook_twice_gives_the_same_quality(tmp_path):
 
 def test_a_ratio_that_cannot_stay_within_its_budget_is_refused():
     model, texts = cached_model("neox_25"), tiny_ids(2, 30)
-    rows = experiment(["l2_ratio_0.8"], [16])
+    rows = rows_of(["l2_ratio_0.8"], [16])
     with pytest.raises(ValueError, match="chunk_size=5: allowed is at most 4 for l2_ratio_0.8_16"):
         quality(model, texts, rows, chunk_size=5)
-    quality(model, texts, experiment(["l2_ratio_0.5"], [16]), chunk_size=16)
+    quality(model, texts, rows_of(["l2_ratio_0.5"], [16]), chunk_size=16)
 
 
 def test_speed_and_cost():
