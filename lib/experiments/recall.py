@@ -18,7 +18,7 @@ from lib.cache.checks import check_ids
 from lib.compressors import Compressor
 from lib.measure.perplexity import Evaluation
 from lib.measure.rows import BASELINE, budget_of, feeding_of
-from lib.measure.stats import mean_ci, ratio_table, share_ci
+from lib.measure.stats import mean_ci, ratio_table, share_ci, with_interval
 from lib.progress import progress
 from lib.require import require, require_int
 
@@ -89,9 +89,9 @@ def recall_table(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         values = part.groupby("text").right.mean()
         yes_or_no = part.right.dtype == bool
         estimate = share_ci(values.sum(), len(values)) if yes_or_no else mean_ci(values)
-        mean, low, high = (100 * np.array(estimate)).clip(0, 100).tolist()  # nan stays nan
-        named = {"accuracy_%": mean, "accuracy_%_low": low, "accuracy_%_high": high}
-        rows.append(dict(zip(by, key, strict=True)) | named | {"n_texts": part.text.nunique()})
+        percent = (100 * np.array(estimate)).clip(0, 100).tolist()  # nan stays nan
+        row = dict(zip(by, key, strict=True)) | with_interval("accuracy_%", percent)
+        rows.append(row | {"n_texts": part.text.nunique()})
     return pd.DataFrame(rows)
 
 

@@ -1,6 +1,6 @@
 """All methods on the same texts: perplexity and accuracy, with intervals over texts."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pandas as pd
@@ -12,7 +12,7 @@ from lib.require import require
 
 from .perplexity import Evaluation, evaluate
 from .rows import BASELINE, budget_of, feeding_of
-from .stats import mean_ci, ppl_ci, ppl_ratio_ci
+from .stats import mean_ci, ppl_ci, ppl_ratio_ci, with_interval
 
 
 def quality(
@@ -58,15 +58,10 @@ def quality_table(results: Mapping[str, Evaluation]) -> pd.DataFrame:
     for name, result in results.items():
         gain = mean_ci((result.correct.float() - base.correct.float()).mean(-1).numpy())
         row = {"method": name, "n_texts": len(result.nll)}
-        row |= _with_interval("ppl", ppl_ci(result.nll))
+        row |= with_interval("ppl", ppl_ci(result.nll))
         changes = (100 * (ratio - 1) for ratio in ppl_ratio_ci(result.nll, base.nll))
-        row |= _with_interval("ppl_change", changes, "_%")
+        row |= with_interval("ppl_change", changes, "_%")
         row["accuracy_%"] = 100 * result.accuracy
-        row |= _with_interval("accuracy_change", (100 * x / accuracy for x in gain), "_%")
+        row |= with_interval("accuracy_change", (100 * x / accuracy for x in gain), "_%")
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _with_interval(name: str, estimate: Iterable[float], unit: str = "") -> dict[str, float]:
-    """A number and its interval as columns `name`, `name_low`, `name_high`."""
-    return dict(zip((f"{name}{unit}", f"{name}_low", f"{name}_high"), estimate, strict=True))
