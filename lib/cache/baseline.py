@@ -1,8 +1,53 @@
-"""What a cache holds and takes, by ours or transformers' own."""
+"""The cache of a run, ours or transformers' own, and what either holds and takes."""
 
-from transformers import Cache
+import torch
+from transformers import Cache, DynamicCache
 
+from lib.compressors import Compressor
+from lib.require import require
+
+from .checks import check_method
 from .compressed import CompressedCache
+from .hooks import Announced, attach
+
+
+def make_cache(
+    model,
+    compressor: Compressor | None,
+    buffer: int = 0,
+    positions: str = "in_cache",
+    prefill: str = "streamed",
+    static: bool = False,
+) -> Cache:
+    """The cache of a run: a `lib.CompressedCache`, or for None a `DynamicCache`, which is dense.
+
+    Raises ValueError unless these are a compressor and a way to run it on this model.
+    """
+    if compressor is not None:
+        return CompressedCache(model, compressor, buffer, positions, prefill, static)
+    check_method(None, positions, buffer, prefill)
+    return DynamicCache(config=model.config)
+
+
+class OriginalPositions(DynamicCache, Announced):
+    """A `DynamicCache` for others to cut: positions count the text's tokens, not those held."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.seen = 0  # tokens of the text so far
+        attach(model)
+
+    def step(self, n: int, device="cpu", *args, **kwargs) -> dict:
+        # layers cut to different lengths share no mask: only single tokens can follow them
+        alike = len(set(held_lengths(self))) <= 1
+        require(alike or n == 1, "chunk_size", n, "1 for layers cut unlike")
+        position_ids = torch.arange(self.seen, self.seen + n, device=device)[None]
+        return {"past_key_values": self, "position_ids": position_ids}
+
+    def update(self, key_states, value_states, layer_idx: int, *args, **kwargs):
+        if layer_idx == 0:
+            self.seen += key_states.shape[2]
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
 def held_lengths(cache: Cache) -> list[int]:

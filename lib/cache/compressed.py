@@ -21,9 +21,9 @@ from lib.require import require, require_int
 from .checks import check_config, check_method, check_model, new_pads
 from .hooks import Announced, attach
 from .rope import find_rope, head_width, rotary_embeddings
-from .scattered import Scattered
+from .scattered import ScatteredStore
 from .step import Step, mask_of_one
-from .window import Windowed, WindowLayer
+from .window import WindowLayer, WindowStore
 
 # float32 angles lose precision with the position, so positions start again every so many tokens
 REBASE_EVERY = 1024
@@ -71,11 +71,11 @@ class CompressedCache(Announced):
         number = config.num_hidden_layers
         if window:
             dense, width = prefill == "dense", head_width(config)
-            self.kind = Windowed(window, buffer, dense, number, width, self.dtype)
-            layers = [WindowLayer(self.kind, self.rope, static) for _ in range(number)]
+            self.store = WindowStore(window, buffer, dense, number, width, self.dtype)
+            layers = [WindowLayer(self.store, self.rope, static) for _ in range(number)]
         else:
-            self.kind = Scattered(number, self.compressor, buffer, self.rope)
-            layers = self.kind.layers
+            self.store = ScatteredStore(number, self.compressor, buffer, self.rope)
+            layers = self.store.layers
         super().__init__(layers=layers)
         self.seen = 0  # tokens of the stream so far
         self.position = 0  # position of the next token
@@ -95,7 +95,7 @@ class CompressedCache(Announced):
         """Forget everything: the next token begins a new stream."""
         self.seen = self.position = 0
         self._step = None
-        self.kind.reset()
+        self.store.reset()
         super().reset()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -112,17 +112,17 @@ class CompressedCache(Announced):
     @property
     def cached_lengths(self) -> list[int]:
         """Tokens held now, per layer."""
-        return self.kind.lengths(self.seen)
+        return self.store.lengths(self.seen)
 
     @property
     def evictions(self) -> int:
         """How often some layer was cut."""
-        return self.kind.cuts(self.seen)
+        return self.store.cuts(self.seen)
 
     @property
     def evicted(self) -> int:
         """Tokens that have left the layer that lost most."""
-        return self.kind.evicted(self.seen)
+        return self.store.evicted(self.seen)
 
     @property
     def nbytes(self) -> int:
@@ -132,13 +132,13 @@ class CompressedCache(Announced):
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Take the rows `beam_idx`, as many as there are: the beams that go on."""
         super().reorder_cache(beam_idx)
-        self.kind.take(beam_idx)
+        self.store.take(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the rows `indices`."""
         for layer in self.layers:
             layer.take(indices)
-        self.kind.take(indices)
+        self.store.take(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Have each row `repeats` times."""
@@ -166,7 +166,7 @@ class CompressedCache(Announced):
     def _unannounced(self, key_states) -> None:
         """A step that no hook saw: right as long as plain causal attention is."""
         n = key_states.shape[2]
-        if not self.kind.is_causal(n, self.seen) or self.position != self.seen:
+        if not self.store.is_causal(n, self.seen) or self.position != self.seen:
             raise RuntimeError(
                 f"a step of {n} tokens after {self.seen} needs masks, positions or scores that "
                 "only the model's hook gives: make the cache from the model, "
@@ -187,19 +187,19 @@ class CompressedCache(Announced):
         self._rebase(n)
         step = self._begin(n, device)
         kwargs = {"past_key_values": self, "position_ids": self._position_ids(n, device)}
-        padded = self.kind.pads is not None
-        if self.kind.scored:
+        padded = self.store.pads is not None
+        if self.store.scored:
             # a copy, so that no cycle of layers, step and layers keeps the cache in memory
             kwargs |= {"attention_mask": None, "kv_step": replace(step, layers=self.layers)}
         elif n == 1 and (padded or self.static):
             require(attention not in NO_MASK, "attn_implementation", attention, "'sdpa' or 'eager'")
-            size = self.kind.size if self.static else None
+            size = self.store.size if self.static else None
             kwargs["attention_mask"] = mask_of_one(step, size, device, self.dtype)
         elif n == 1 and attention == "eager":  # its own mask would have the length of layer 0
             kwargs["attention_mask"] = torch.zeros(1, 1, 1, 1, device=device, dtype=self.dtype)
         else:
             kwargs["attention_mask"] = attention_mask if padded and step.dense else None
-            if n > 1 and not self.kind.is_plain(n, self.seen):
+            if n > 1 and not self.store.is_plain(n, self.seen):
                 kwargs["kv_step"] = step
         if self.static and n == 1:
             self._finish()
@@ -208,7 +208,7 @@ class CompressedCache(Announced):
     def _begin(self, n: int, device) -> Step:
         """Plan the step and tell the layers."""
         step = Step(n, self.seen, self.position, self.rope)
-        self.kind.plan(step, self.layers, device)
+        self.store.plan(step, self.layers, device)
         for layer in self.layers:
             layer.step = step
         self._step = step
@@ -219,21 +219,21 @@ class CompressedCache(Announced):
         step, self._step = self._step, None
         self.seen += step.n
         self.position += step.n
-        self.kind.settle(step)
+        self.store.settle(step)
 
     def _rebase(self, n: int) -> None:
         """Keep positions small; distances, all that RoPE sees, stay the same."""
         longest = max(self.cached_lengths)
         if self.rope is None or self.position + n <= longest + max(REBASE_EVERY, n):
             return
-        self.kind.rebase(self.layers, self.seen, self.position, longest)
+        self.store.rebase(self.layers, self.seen, self.position, longest)
         self.position = longest
 
     def _position_ids(self, n: int, device) -> torch.Tensor:
         """(1 or B, n)"""
         positions = torch.arange(self.position, self.position + n, device=device)[None]
-        if self.kind.pads is not None:
-            positions = positions - self.kind.pads
+        if self.store.pads is not None:
+            positions = positions - self.store.pads
         if self.last_position is not None:
             highest = self.position + n
             require(highest <= self.last_position, "tokens", highest, f"<= {self.last_position}")
@@ -241,10 +241,10 @@ class CompressedCache(Announced):
 
     def _take_pads(self, attention_mask, n: int, attention: str) -> None:
         """Note how many pads each row has in front; refuse what can't be kept exact."""
-        pads = new_pads(attention_mask, n, self.seen, self.kind.pads)
+        pads = new_pads(attention_mask, n, self.seen, self.store.pads)
         if pads is None:
             return
         name, ok = self.compressor.name, self.compressor.window is not None
         require(ok, "attention_mask", "padding", f"rows of one length for {name}, or batch size 1")
         require(attention not in NO_MASK, "attn_implementation", attention, "'sdpa' or 'eager'")
-        self.kind.pads = pads
+        self.store.pads = pads

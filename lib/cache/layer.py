@@ -11,7 +11,7 @@ from .step import Step
 
 
 class Layer(CacheLayerMixin):
-    """What both kinds of layer share. The cache sets `step` before the tokens come."""
+    """What window and scattered layers share. The cache sets `step` before the tokens come."""
 
     step: Step | None = None
 

@@ -1,6 +1,7 @@
-"""A layer of the cache whose tokens a compressor chooses: which stay, and where they stand.
+"""Scattered tokens: each layer holds what a compressor chose, and turns its keys to their places.
 
-Where tokens are scored by attention, the cut comes when attention has told.
+A layer cuts itself once it has its new tokens; where tokens are scored by attention, once attention
+has told what they received.
 """
 
 import math
@@ -13,7 +14,6 @@ from lib.compressors.base import Held, gather_tokens
 
 from .layer import Layer
 from .rope import Rope
-from .step import Step
 
 
 class ScatteredLayer(Layer):
@@ -123,8 +123,8 @@ class ScatteredLayer(Layer):
         self.keys = self.rope.turn(self.source, target - self.source_position)
 
 
-class Scattered:
-    """Each layer holds what its compressor chose, and looks after it; there is no padding."""
+class ScatteredStore:
+    """What a cache asks of all its scattered layers together; there is no padding."""
 
     pads = None
 
@@ -134,11 +134,10 @@ class Scattered:
         # whether tokens are scored by attention
         self.scored = any(layer.queries for layer in self.layers)
 
-    def reset(self) -> None:
-        """Nothing is shared by the layers."""
+    def _nothing(self, *args) -> None:
+        """Layers share nothing; what leaves is known only when they have the keys, and cut."""
 
-    def take(self, rows: torch.Tensor) -> None:
-        """Nothing is shared by the layers."""
+    reset = take = plan = settle = _nothing
 
     def lengths(self, seen: int) -> list[int]:
         """Tokens held per layer."""
@@ -164,9 +163,3 @@ class Scattered:
         """Let the tokens that stand before `position` stand before `to`."""
         for layer in layers:
             layer.turn_to(to)
-
-    def plan(self, step: Step, layers: list[ScatteredLayer], device) -> None:
-        """Nothing: what leaves is known only when the keys are."""
-
-    def settle(self, step: Step) -> None:
-        """Each layer has cut itself."""

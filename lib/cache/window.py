@@ -1,4 +1,8 @@
-"""Sinks and a window: what a step does to the slots that all layers share, and to each layer."""
+"""Sinks and a window, in the same slots in all layers.
+
+The store plans what a step does to the slots, each layer does it with its own keys and values, and
+the store notes what has moved.
+"""
 
 import torch
 
@@ -117,7 +121,7 @@ class WindowLayer(Layer):
         self.keys[:, :, window] = self.rope.turn(self.keys[:, :, window], -shift)
 
 
-class Windowed(Slots):
+class WindowStore(Slots):
     """Sinks and a window, in the same slots in all `number` layers.
 
     `dense`: a prompt is cut only after it. Heads have `width` dims, and keys are of `dtype`. Layers

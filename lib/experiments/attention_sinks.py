@@ -9,7 +9,7 @@ import torch
 
 from lib.load.models import REFERENCE
 from lib.measure.attention_maps import attention_maps, key_strength
-from lib.measure.stats import mean_ci, share_ci
+from lib.measure.stats import mean_ci, share_ci, with_interval
 from lib.paths import MODELS, local_path
 from lib.require import require
 from lib.training.log import read_log
@@ -60,9 +60,9 @@ def sink_table(strengths: Mapping[str, np.ndarray], threshold: float = 0.3) -> p
         values = {"heads_%": 100 * (first > threshold).mean(1)}
         values |= {"mean": first.mean(1), "strongest": first.max(1)}
         for column, by_text in values.items():
-            whole, short = (100 if column.endswith("%") else 1), column.removesuffix("_%")
-            row[column], low, high = np.clip(mean_ci(by_text), 0, whole).tolist()
-            row |= {f"{short}_low": low, f"{short}_high": high}
+            name, unit = column.removesuffix("_%"), "_%" if column.endswith("_%") else ""
+            estimate = np.clip(mean_ci(by_text), 0, 100 if unit else 1)
+            row |= with_interval(name, estimate.tolist(), unit)
         found = share_ci((first > threshold).any(1).sum(), len(first))
         columns = ("texts_with_sink_%", "texts_low", "texts_high")
         row |= {column: 100 * x for column, x in zip(columns, found, strict=True)}

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from transformers import DynamicCache
 
-from lib.cache.baseline import held_lengths
+from lib.cache.baseline import held_lengths, make_cache
 from lib.cache.checks import check_ids
 from lib.cache.compressed import REBASE_EVERY, CompressedCache
 from lib.cache.rope import Rope, find_rope
@@ -102,7 +101,7 @@ def trace_table(traced: pd.DataFrame, first: int) -> pd.DataFrame:
 
 @dataclass
 class Followed:
-    """What `follow` returns for a text of T tokens, fed one by one."""
+    """What `follow_tokens` returns for a text of T tokens, fed one by one."""
 
     seen: np.ndarray  # (T, T): share of all heads in which step t saw token j
     tokens: list[np.ndarray]  # what the last step saw, per layer (H, S)
@@ -110,7 +109,7 @@ class Followed:
 
 
 @torch.no_grad()
-def follow(
+def follow_tokens(
     model,
     ids: torch.Tensor,
     compressor: Compressor,
@@ -146,11 +145,7 @@ def run_generate(
     The lengths are those after each forward pass, of the layer that holds most.
     """
     ids = check_ids(model, ids, 1)
-    if compressor is None:
-        cache = DynamicCache(config=model.config)
-    else:
-        cache = CompressedCache(model, compressor, buffer)
-    lengths = []
+    cache, lengths = make_cache(model, compressor, buffer), []
     note = model.register_forward_hook(lambda *_: lengths.append(max(held_lengths(cache))))
     mask = torch.ones_like(ids)
     options = {"do_sample": False, "eos_token_id": [], "pad_token_id": 0}  # nothing ends it early
@@ -160,8 +155,7 @@ def run_generate(
         )
     finally:
         note.remove()
-    evictions = 0 if compressor is None else cache.evictions
-    return out[0, ids.shape[1] :].cpu(), lengths, evictions
+    return out[0, ids.shape[1] :].cpu(), lengths, getattr(cache, "evictions", 0)
 
 
 def compare_loops(

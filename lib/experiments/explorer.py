@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from lib.compressors import Compressor, RecentOnly, StreamingLLM
 from lib.measure.perplexity import evaluate
-from lib.measure.stats import by_position, log_edges, ppl_ci, stretches
+from lib.measure.stats import by_position, log_edges, ppl_ci, stretches, with_interval
 from lib.plots import GREY, WIDTH, mark, method_color
 
 
@@ -52,8 +52,7 @@ class Explorer:
             whole, last = stretches(nll), stretches(nll[-(len(nll) // 4) :])
             row = {"method": name}
             for column, part in {"ppl": whole, "ppl_last_quarter": last}.items():
-                columns = (column, f"{column}_low", f"{column}_high")
-                row |= dict(zip(columns, ppl_ci(part), strict=True))
+                row |= with_interval(column, ppl_ci(part))
             rows.append(row | {"n_tokens": whole.numel()})
         return pd.DataFrame(rows)
 

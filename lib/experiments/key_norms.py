@@ -35,23 +35,23 @@ class CachedKeys:
 
 
 @torch.no_grad()
-def cached_keys(model, texts: torch.Tensor, cache: int) -> CachedKeys:
-    """The first `cache` tokens of `texts` (N, T) as a cache, seen by the T - cache tokens after.
+def cached_keys(model, texts: torch.Tensor, cached: int) -> CachedKeys:
+    """The first `cached` tokens of `texts` (N, T), seen by the T - cached tokens after them.
 
     Attention received is the mean over these queries, and over the query heads that share a
     key-value head, since a method keeps tokens per key-value head.
     """
-    require_int("cache", cache, 1)
-    ids = check_ids(model, texts, cache + 1)
+    require_int("cached", cached, 1)
+    ids = check_ids(model, texts, cached + 1)
     rope, parts, turning = find_rope(model), [], 0.0
     with attention_implementation(model, "eager"):
         for row in progress(ids, desc="attention"):
             past = DynamicCache(config=model.config)
             output = model(input_ids=row[None], past_key_values=past, output_attentions=True)
-            keys = torch.stack([as_float(layer.keys[0, :, :cache]) for layer in past.layers])
-            seen = torch.stack([as_float(a[0, :, cache:, :cache]) for a in output.attentions])
+            keys = torch.stack([as_float(layer.keys[0, :, :cached]) for layer in past.layers])
+            seen = torch.stack([as_float(a[0, :, cached:, :cached]) for a in output.attentions])
             seen = seen.unflatten(1, (keys.shape[1], -1)).mean((2, 3))  # (L, H, C)
-            back = rope.turn(keys, -torch.arange(cache, device=keys.device))
+            back = rope.turn(keys, -torch.arange(cached, device=keys.device))
             norms = key_norms(keys)
             turning = max(turning, float((key_norms(back) / norms - 1).abs().max()))
             rotated = key_norms(keys[..., : rope.rotary_dim])

@@ -55,7 +55,7 @@ def attention_by_norm(ax: Axes, parts: np.ndarray) -> None:
     ax.legend(fontsize=9, ncols=1 + layers // 9)
 
 
-def attention_lost(ax: Axes, curves: Mapping[str, np.ndarray]) -> None:
+def attention_lost_panel(ax: Axes, curves: Mapping[str, np.ndarray]) -> None:
     """Attention lost against keys dropped, (N, L, H, C) by order: heads' mean, band over texts."""
     C = curves["ideal"].shape[-1]
     at = np.linspace(0, C - 1, min(C, 129)).round().astype(int)

@@ -10,7 +10,7 @@ import torch
 from lib.measure.perplexity import Evaluation
 from lib.measure.rows import budget_of, split_names
 from lib.measure.speed import change_against
-from lib.measure.stats import ppl_ci, ppl_ratio_ci, summarise
+from lib.measure.stats import ppl_ci, ppl_ratio_ci, summarise, with_interval
 from lib.require import require_share
 
 # the main columns of a comparison's table, for a page
@@ -45,7 +45,7 @@ def lead_table(
         second = others[0] if others else None
         lead = {"length": length, "budget": budget, "best": best, "next": second}
         ahead = ratios.get(second, (float("nan"),) * 3)
-        lead |= dict(zip(("ratio", "ratio_low", "ratio_high"), ahead, strict=True))
+        lead |= with_interval("ratio", ahead)
         as_good = [x for x, (_, low, _) in ratios.items() if not low > 1]
         lead |= {"as_good": ", ".join(as_good), "n_texts": len(own[best])}
         rows.append(lead)

@@ -17,7 +17,7 @@ from lib.require import require, require_int
 SHORTER = 16  # stretches into which each is divided for its interval
 
 
-def follow(
+def follow_stream(
     model, ids: torch.Tensor, compressor: Compressor, chunk_size: int = 512, parts: int = 40
 ) -> pd.DataFrame:
     """`evaluate` a stream `ids` (T,); one row for each of `parts` stretches of it.

@@ -5,7 +5,7 @@ import pandas as pd
 import torch
 from torch.nn.functional import pad
 
-from lib.measure.stats import by_position, mean_ci, ppl_ratio_ci
+from lib.measure.stats import by_position, mean_ci, ppl_ratio_ci, with_interval
 from lib.require import require
 
 
@@ -39,7 +39,6 @@ def on_top_of(
         inside = (targets >= low) & (targets < high)
         if inside.sum() >= 4:
             gap = ppl_ratio_ci(sample[:, inside], base[:, targets[inside] - 1])
-            ppl, ppl_low, ppl_high = (np.maximum(known.ppl * ratio, 1) for ratio in gap)
-            row = {"position": known.position, "ppl": ppl}
-            rows.append(row | {"ppl_low": ppl_low, "ppl_high": ppl_high})
+            ppl = (np.maximum(known.ppl * ratio, 1) for ratio in gap)
+            rows.append({"position": known.position} | with_interval("ppl", ppl))
     return pd.DataFrame(rows)

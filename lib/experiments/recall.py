@@ -12,14 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from transformers import DynamicCache
 
+from lib.cache.baseline import make_cache
 from lib.cache.checks import check_ids
-from lib.cache.compressed import CompressedCache
 from lib.compressors import Compressor
 from lib.measure.perplexity import Evaluation
-from lib.measure.rows import BASELINE, budget_of, buffers_of
-from lib.measure.stats import mean_ci, ratio_table, share_ci
+from lib.measure.rows import BASELINE, budget_of, feeding_of
+from lib.measure.stats import mean_ci, ratio_table, share_ci, with_interval
 from lib.progress import progress
 from lib.require import require, require_int
 
@@ -90,9 +89,9 @@ def recall_table(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         values = part.groupby("text").right.mean()
         yes_or_no = part.right.dtype == bool
         estimate = share_ci(values.sum(), len(values)) if yes_or_no else mean_ci(values)
-        mean, low, high = (100 * np.array(estimate)).clip(0, 100).tolist()  # nan stays nan
-        named = {"accuracy_%": mean, "accuracy_%_low": low, "accuracy_%_high": high}
-        rows.append(dict(zip(by, key, strict=True)) | named | {"n_texts": part.text.nunique()})
+        percent = (100 * np.array(estimate)).clip(0, 100).tolist()  # nan stays nan
+        row = dict(zip(by, key, strict=True)) | with_interval("accuracy_%", percent)
+        rows.append(row | {"n_texts": part.text.nunique()})
     return pd.DataFrame(rows)
 
 
@@ -201,19 +200,14 @@ def retrieve(
 ) -> torch.Tensor:
     """Whether greedy decoding would say each token of the answers: (N, depths, answer).
 
-    The prompt is compressed before any question is known, in steps of `chunk_size` tokens (512 for
-    methods whose result does not depend on it), and `buffer` tokens may pile up before a cut. Each
-    question, in one step, then finds the cache as the prompt left it. A token is right if it is the
-    likeliest after the true ones before it.
+    The prompt is compressed before any question is known, in steps of `chunk_size` tokens, and
+    `buffer` tokens may pile up before a cut. Each question, in one step, then finds the cache as
+    the prompt left it. A token is right if it is the likeliest after the true ones before it.
     """
     require_int("chunk_size", chunk_size, 1)
     prompts = check_ids(model, passkeys.prompts, 1)
-    exact = compressor is None or compressor.window is not None
-    if compressor is None:
-        cache = DynamicCache(config=model.config)
-    else:
-        cache = CompressedCache(model, compressor, buffer)
-    for piece in prompts.split(512 if exact else chunk_size, dim=1):
+    cache = make_cache(model, compressor, buffer)
+    for piece in prompts.split(chunk_size, dim=1):
         model(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
     right, n = [], passkeys.answer
     for question in passkeys.questions:
@@ -232,14 +226,13 @@ def passkey_runs(
 ) -> pd.DataFrame:
     """A row per method, `length` of the prompt (the mapping's key), `depth` and text.
 
-    `right` says whether all of the answer's tokens are. Methods are cut as in `comparison.quality`.
+    `right` says whether all of the answer's tokens are. Methods are fed and cut as in
+    `lib.measure.quality.quality`.
     """
-    buffers, rows = buffers_of(methods, chunk_size), []
+    feeding, rows = feeding_of(methods, chunk_size), []
     for name, method in progress(methods.items(), desc="passkeys"):
-        exact = method is None or method.window is not None
-        buffer = buffers[name] if exact else 0  # others are cut at a chunk's end
         for length, one in passkeys.items():
-            right = retrieve(model, one, method, chunk_size, buffer).all(-1).numpy()  # (N, depths)
+            right = retrieve(model, one, method, **feeding[name]).all(-1).numpy()  # (N, depths)
             for (text, place), answer in np.ndenumerate(right):
                 where = {"length": length, "depth": one.depths[place], "text": text}
                 rows.append({"method": name} | where | {"right": answer})

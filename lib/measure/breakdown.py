@@ -6,9 +6,9 @@ from statistics import median
 
 import pandas as pd
 import torch
-from transformers import Cache, DynamicCache
+from transformers import Cache
 
-from lib.cache.compressed import CompressedCache
+from lib.cache.baseline import make_cache
 from lib.compressors import Compressor
 from lib.progress import progress
 from lib.require import require, require_int
@@ -101,12 +101,10 @@ def filled_cache(
     generator = torch.Generator(model.device).manual_seed(seed)
     like = {"generator": generator, "device": model.device, "dtype": model.dtype}
     keys, values = (torch.randn(1, heads, length, width, **like) for _ in range(2))
-    dense = DynamicCache(config=model.config)
-    cache = dense if method is None else CompressedCache(model, method, buffer)
-    scored = method is not None and cache.kind.scored
-    require(
-        not scored, "method", method, "one that does not look at attention: there are no queries"
-    )
+    cache = make_cache(model, method, buffer)
+    scored = method is not None and cache.store.scored
+    what = "one that does not look at attention: there are no queries"
+    require(not scored, "method", method, what)
     chunk = FILL_CHUNK if method is not None and method.window else length
     for key, value in zip(keys.split(chunk, dim=2), values.split(chunk, dim=2), strict=True):
         if method is not None:

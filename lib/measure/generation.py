@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
 
-from lib.cache.baseline import cache_bytes, held_lengths
-from lib.cache.checks import check_ids, check_method
-from lib.cache.compressed import CompressedCache
+from lib.cache.baseline import cache_bytes, held_lengths, make_cache
+from lib.cache.checks import check_ids
 from lib.compressors import Compressor
 from lib.require import require, require_int
 
@@ -64,13 +62,9 @@ def generate(
     require_int("prefill_chunk", prefill_chunk, 1)
     require(temperature >= 0, "temperature", temperature, ">= 0 (0 is greedy)")
     ids = check_ids(model, input_ids, 1)
-    check_method(compressor, positions, buffer, prefill)
     require(compressor or not compile, "compile", compile, "False for the baseline")
+    cache = make_cache(model, compressor, buffer, positions, prefill, static=compile)
     sampler = torch.Generator(ids.device).manual_seed(seed)
-    if compressor is None:
-        cache = DynamicCache(config=model.config)
-    else:
-        cache = CompressedCache(model, compressor, buffer, positions, prefill, static=compile)
     streamed = compressor is not None and compressor.window and prefill == "streamed"
     pieces = ids.split(prefill_chunk, dim=1) if streamed else (ids,)
     step = _compiled(model) if compile else model
@@ -95,7 +89,7 @@ def generate(
         cache_lengths=[max(lengths) for lengths in held],
         layer_lengths=held[-1],
         mean_length=sum(map(sum, held)) / len(held) / len(held[0]),
-        evictions=0 if compressor is None else cache.evictions,
+        evictions=getattr(cache, "evictions", 0),
         cache_bytes=max(held_bytes),
     )
 

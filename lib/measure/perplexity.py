@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from transformers import Cache, DynamicCache
+from transformers import Cache
 
-from lib.cache.baseline import held_lengths
-from lib.cache.checks import check_ids, check_method
-from lib.cache.compressed import CompressedCache
+from lib.cache.baseline import OriginalPositions, held_lengths, make_cache
+from lib.cache.checks import check_ids
 from lib.compressors import Compressor
 from lib.progress import progress
 from lib.require import require, require_int
@@ -28,6 +27,12 @@ class Evaluation:
     nll: torch.Tensor  # nats per predicted token, (T - 1,) or (B, T - 1)
     correct: torch.Tensor  # whether the likeliest token was the right one, like `nll`
     cache_lengths: list[int]  # tokens held per layer at the end
+
+    def __getitem__(self, name: str) -> float:
+        """`result["perplexity"]` and `result["accuracy"]`: `ppl` and `accuracy` by their names."""
+        values = {"perplexity": self.ppl, "accuracy": self.accuracy}
+        require(name in values, "name", name, f"one of {tuple(values)}")
+        return values[name]
 
     @property
     def ppl(self) -> float:
@@ -64,17 +69,8 @@ def evaluate(
     """
     require_int("chunk_size", chunk_size, 1)
     ids = check_ids(model, input_ids, 2)
-    check_method(compressor, positions, buffer)
-    if compressor is None:
-        cache = DynamicCache(config=model.config)
-    else:
-        cache = CompressedCache(model, compressor, buffer, positions)
-
-    def after(done):
-        if after_chunk is not None:
-            after_chunk(done, cache)
-
-    nll, correct = feed(model, ids, chunk_size, lambda n: {"past_key_values": cache}, after, desc)
+    cache = make_cache(model, compressor, buffer, positions)
+    nll, correct = feed(model, ids, chunk_size, cache, after_chunk, desc)
     return _evaluation(input_ids, nll, correct, held_lengths(cache))
 
 
@@ -104,24 +100,15 @@ def evaluate_with_compression(
     require(callable(compress_fn), "compress_fn", compress_fn, "a function of (pairs, **kwargs)")
     require_int("chunk_size", chunk_size, 1)
     batch = check_ids(model, ids, 2)
-    state = {"pairs": None, "start": 0}
 
-    def step(n):
-        cache = DynamicCache() if state["pairs"] is None else DynamicCache(state["pairs"])
-        state["cache"] = cache
-        position_ids = torch.arange(state["start"], state["start"] + n, device=ids.device)[None]
-        state["start"] += n
-        lengths = {layer.keys.shape[2] for layer in cache.layers if layer.is_initialized}
-        # layers cut to different lengths share no mask: only single tokens can follow them
-        require(len(lengths) <= 1 or n == 1, "chunk_size", chunk_size, "1 for layers cut unlike")
-        return {"past_key_values": cache, "position_ids": position_ids}
+    def compress(done: int, cache: Cache) -> None:
+        pairs = compress_fn([(layer.keys, layer.values) for layer in cache.layers], **kwargs)
+        for layer, (key, value) in zip(cache.layers, pairs, strict=True):
+            layer.keys, layer.values = key, value
 
-    def after(done):
-        pairs = [(layer.keys, layer.values) for layer in state["cache"].layers]
-        state["pairs"] = compress_fn(pairs, **kwargs)
-
-    nll, correct = feed(model, batch, chunk_size, step, after)
-    return _evaluation(ids, nll, correct, [key.shape[2] for key, _ in state["pairs"]])
+    cache = OriginalPositions(model)
+    nll, correct = feed(model, batch, chunk_size, cache, compress)
+    return _evaluation(ids, nll, correct, held_lengths(cache))
 
 
 @torch.no_grad()
@@ -129,14 +116,14 @@ def feed(
     model,
     ids: torch.Tensor,
     chunk_size: int,
-    step: Callable[[int], dict],
-    after: Callable[[int], None] | None = None,
+    cache: Cache,
+    after_chunk: Callable[[int, Cache], None] | None = None,
     desc: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """NLL (nats) of each next token of `ids` (B, T) and whether it was predicted right, (B, T - 1).
 
-    All tokens but the last are fed, `chunk_size` at a time: `step(n)` gives the forward's keyword
-    arguments for the next `n` of them, `after(done)` is called when `done` have been fed.
+    All tokens but the last are fed to `cache`, `chunk_size` at a time; `after_chunk(done, cache)`
+    is called when `done` have been fed.
     """
     B, T = ids.shape
     nll = torch.zeros(B, T - 1)  # zeros, not empty: all of its memory is taken now
@@ -144,14 +131,15 @@ def feed(
     bar = progress(total=T - 1, desc=desc, unit="token", disable=desc is None)
     for start in range(0, T - 1, chunk_size):
         end = min(start + chunk_size, T - 1)
-        logits = model(input_ids=ids[:, start:end], use_cache=True, **step(end - start)).logits
+        chunk = ids[:, start:end]
+        logits = model(input_ids=chunk, past_key_values=cache, use_cache=True).logits
         target = ids[:, start + 1 : end + 1]
         flat = logits.float().flatten(0, 1)  # (B * n, V)
         loss = F.cross_entropy(flat, target.flatten(), reduction="none")
         nll[:, start:end] = loss.view(target.shape).cpu()
         correct[:, start:end] = (logits.argmax(-1) == target).cpu()
-        if after is not None:
-            after(end)
+        if after_chunk is not None:
+            after_chunk(end, cache)
         bar.update(end - start)
     bar.close()
     return nll, correct

@@ -1,6 +1,6 @@
 """All methods on the same texts: perplexity and accuracy, with intervals over texts."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pandas as pd
@@ -11,8 +11,8 @@ from lib.progress import progress
 from lib.require import require
 
 from .perplexity import Evaluation, evaluate
-from .rows import BASELINE, budget_of, buffers_of
-from .stats import mean_ci, ppl_ci, ppl_ratio_ci
+from .rows import BASELINE, budget_of, feeding_of
+from .stats import mean_ci, ppl_ci, ppl_ratio_ci, with_interval
 
 
 def quality(
@@ -20,18 +20,16 @@ def quality(
 ) -> dict[str, Evaluation]:
     """`evaluate` for every method on `texts` (B, T), cut once per `chunk_size` tokens.
 
-    That goes for methods that look at keys or attention, and for `streaming_lazy`. Strict
-    position-only methods run in chunks of 512: their result does not depend on it.
+    That goes for methods that look at keys or attention, and for `streaming_lazy`; strict
+    position-only methods are cut after every token (`lib.measure.rows.feeding_of`).
     """
     for name, method in methods.items():
         if isinstance(method, L2Compress) and method.keep_ratio < 1:
             most = int(method.prune_after * (1 / method.keep_ratio - 1))
             require(chunk_size <= most, "chunk_size", chunk_size, f"at most {most} for {name}")
-    buffers, results = buffers_of(methods, chunk_size), {}
+    feeding, results = feeding_of(methods, chunk_size), {}
     for name, method in progress(methods.items(), desc="quality"):
-        exact = method is None or method.window is not None
-        buffer = buffers[name] if exact else 0  # others are cut at a chunk's end
-        results[name] = evaluate(model, texts, method, 512 if exact else chunk_size, buffer=buffer)
+        results[name] = evaluate(model, texts, method, **feeding[name])
     return results
 
 
@@ -60,15 +58,10 @@ def quality_table(results: Mapping[str, Evaluation]) -> pd.DataFrame:
     for name, result in results.items():
         gain = mean_ci((result.correct.float() - base.correct.float()).mean(-1).numpy())
         row = {"method": name, "n_texts": len(result.nll)}
-        row |= _with_interval("ppl", ppl_ci(result.nll))
+        row |= with_interval("ppl", ppl_ci(result.nll))
         changes = (100 * (ratio - 1) for ratio in ppl_ratio_ci(result.nll, base.nll))
-        row |= _with_interval("ppl_change", changes, "_%")
+        row |= with_interval("ppl_change", changes, "_%")
         row["accuracy_%"] = 100 * result.accuracy
-        row |= _with_interval("accuracy_change", (100 * x / accuracy for x in gain), "_%")
+        row |= with_interval("accuracy_change", (100 * x / accuracy for x in gain), "_%")
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _with_interval(name: str, estimate: Iterable[float], unit: str = "") -> dict[str, float]:
-    """A number and its interval as columns `name`, `name_low`, `name_high`."""
-    return dict(zip((f"{name}{unit}", f"{name}_low", f"{name}_high"), estimate, strict=True))

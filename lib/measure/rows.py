@@ -1,4 +1,4 @@
-"""What is compared with what: rows such as `streaming_512`, made from the names in a YAML file."""
+"""The rows of a comparison, such as `streaming_512`: their methods, and how each is fed and cut."""
 
 import re
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from lib.compressors import ROWS, Compressor, L2Compress
 from lib.require import require
 
 BASELINE = "baseline"
+LARGE_CHUNK = 512  # for methods whose result does not depend on the chunk
 _WITH_BUDGET = re.compile(r"(.+)_(\d+)")
 
 
@@ -24,7 +25,7 @@ def at_budget(
     return method.at_budget(budget, start_size, skip_layers, seed, **more)
 
 
-def experiment(
+def rows_of(
     methods: Sequence[str],
     budgets: Sequence[int],
     start_size: int = 4,
@@ -84,6 +85,20 @@ def buffers_of(rows: dict[str, Compressor | None], chunk_size: int) -> dict[str,
         for name, method in rows.items()
     }
     return {name: chunk_size - 1 if lazy[name] else 0 for name in rows}
+
+
+def feeding_of(rows: dict[str, Compressor | None], chunk_size: int) -> dict[str, dict[str, int]]:
+    """`chunk_size` and `buffer` of a run in which each row is cut as `buffers_of` says.
+
+    Position-only methods and the baseline give the same in large chunks as token by token; others
+    are fed `chunk_size` tokens at a time, and cut at a chunk's end without any buffer.
+    """
+    return {
+        name: {"chunk_size": LARGE_CHUNK, "buffer": buffer}
+        if rows[name] is None or rows[name].window is not None
+        else {"chunk_size": chunk_size, "buffer": 0}
+        for name, buffer in buffers_of(rows, chunk_size).items()
+    }
 
 
 def split_names(table: pd.DataFrame) -> pd.DataFrame:

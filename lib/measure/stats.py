@@ -1,6 +1,6 @@
 """Spread: confidence intervals over texts, quartiles over repeats, rolling means over positions."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 import numpy as np
@@ -52,6 +52,11 @@ def share_ci(hits: float, n: int) -> tuple[float, float, float]:
     return share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
+def with_interval(name: str, estimate: Iterable[float], unit: str = "") -> dict[str, float]:
+    """A number and its interval as columns: `name` (and its unit), `name_low`, `name_high`."""
+    return dict(zip((f"{name}{unit}", f"{name}_low", f"{name}_high"), estimate, strict=True))
+
+
 def place_table(columns: dict[str, np.ndarray], axes: tuple[str, ...]) -> pd.DataFrame:
     """A row for each place: `columns` are arrays (N, *places), whose axes are named by `axes`.
 
@@ -62,8 +67,7 @@ def place_table(columns: dict[str, np.ndarray], axes: tuple[str, ...]) -> pd.Dat
     for place in np.ndindex(first.shape[1:]):
         row = dict(zip(axes, place, strict=True))
         for name, values in columns.items():
-            estimate = mean_ci(values[(slice(None), *place)])
-            row |= dict(zip((name, f"{name}_low", f"{name}_high"), estimate, strict=True))
+            row |= with_interval(name, mean_ci(values[(slice(None), *place)]))
         rows.append(row | {"n_texts": len(first)})
     return pd.DataFrame(rows)
 
@@ -111,9 +115,9 @@ def by_position(nll: torch.Tensor, edges: np.ndarray) -> pd.DataFrame:
     rows = []
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         part = nll[:, low:high]
-        ppl, ppl_low, ppl_high = ppl_ci(stretches(part[0]) if len(part) == 1 else part)
+        estimate = ppl_ci(stretches(part[0]) if len(part) == 1 else part)
         middle = float(np.sqrt(max(low, 1) * high))
-        rows.append({"position": middle, "ppl": ppl, "ppl_low": ppl_low, "ppl_high": ppl_high})
+        rows.append({"position": middle} | with_interval("ppl", estimate))
     return pd.DataFrame(rows)
 
 
@@ -130,9 +134,7 @@ def ratio_table(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> pd.Da
     """
     rows = []
     for name, (nll, other) in pairs.items():
-        ppl, ppl_low, ppl_high = ppl_ci(nll)
-        ratio, low, high = ppl_ratio_ci(nll, other)
-        row = {"method": name, "ppl": ppl, "ppl_low": ppl_low, "ppl_high": ppl_high}
-        row |= {"ratio": ratio, "ratio_low": low, "ratio_high": high}
+        row = {"method": name} | with_interval("ppl", ppl_ci(nll))
+        row |= with_interval("ratio", ppl_ratio_ci(nll, other))
         rows.append(row | {"n_texts": len(nll), "n_tokens": nll.numel()})
     return pd.DataFrame(rows)

@@ -195,11 +195,11 @@ def test_token_five_million(family, buffer, sizes):
         cache.seen += jump
         if jump:  # positions too: the window's keys are turned there, as if they had come so late
             shift = 1000
-            used = slice(cache.kind.first + 3, cache.kind.first + cache.cached_lengths[0])
+            used = slice(cache.store.first + 3, cache.store.first + cache.cached_lengths[0])
             for layer in cache.layers:
                 layer.rebase(-shift, used)
             cache.position += shift
-            cache.kind.stale = True
+            cache.store.stale = True
         at, rows = 40, []
         for n in sizes:
             part = ids[:, at : at + n]

@@ -38,7 +38,7 @@ from lib.cache.attention import kv_lab_attention
 from lib.compressors import METHODS, ROWS, method_table
 from lib.compressors.kvpress import PRESSES
 from lib.compressors.pyramid import layer_budgets
-from lib.measure.rows import at_budget, experiment
+from lib.measure.rows import at_budget, rows_of
 
 some_tests = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 1000)
@@ -445,7 +445,7 @@ def test_method_table():
 @pytest.mark.parametrize("budget", [6, 16])
 def test_all_rows_stay_within_their_budget(budget):
     ids = tiny_ids(2, 45)
-    rows = experiment(list(ROWS), [budget], start_size=2, skip_layers=())
+    rows = rows_of(list(ROWS), [budget], start_size=2, skip_layers=())
     for family in ("neox_25", "llama_gqa"):
         for name, method in rows.items():
             for chunk_size in (1, 4):

@@ -21,7 +21,7 @@ from lib.experiments import cache_mechanics as mechanics
 from lib.experiments.cache_mechanics import (
     MarkedCache,
     compare_loops,
-    follow,
+    follow_tokens,
     run_generate,
     trace,
     trace_table,
@@ -43,7 +43,7 @@ def picture(seen) -> np.ndarray:
 @pytest.mark.parametrize("buffer", [0, 5])
 @pytest.mark.parametrize("positions", ["in_cache", "original"])
 def test_the_picture_is_a_simulated_window(family, buffer, positions):
-    followed = follow(cached_model(family), tiny_ids(LENGTH), METHOD, buffer, positions)
+    followed = follow_tokens(cached_model(family), tiny_ids(LENGTH), METHOD, buffer, positions)
     expected = windows(LENGTH, 3, 7, positions, buffer)
     assert (followed.seen == picture(expected)).all()
     for tokens, distances in zip(followed.tokens, followed.distances, strict=True):
@@ -54,7 +54,7 @@ def test_the_picture_is_a_simulated_window(family, buffer, positions):
 
 def test_the_picture_in_bfloat16():
     model, length = tiny_model("neox_50", torch.bfloat16), 300
-    followed = follow(model, tiny_ids(length), METHOD, 5)
+    followed = follow_tokens(model, tiny_ids(length), METHOD, 5)
     expected = windows(length, 3, 7, buffer=5)
     assert (followed.seen == picture(expected)).all()
     found = zip(followed.tokens[1][0].tolist(), followed.distances[1][0].tolist(), strict=True)
@@ -86,7 +86,7 @@ def test_the_picture_of_a_norm_method_is_that_of_a_plain_loop(positions):
 
     last = {}
     literal(model, ids, see, after)
-    followed = follow(model, ids, FixSizeL2(8, 0.5, skip_layers=()), positions=positions)
+    followed = follow_tokens(model, ids, FixSizeL2(8, 0.5, skip_layers=()), positions=positions)
     assert np.allclose(followed.seen, image)
     assert set(np.unique(image[-1])) > {0, 1}  # the heads choose unlike each other
     for (layer, head), looks in last.items():
@@ -114,12 +114,12 @@ def test_the_picture_of_a_method_that_scores_by_attention(method, keep):
         return kept
 
     literal_attended(model, ids, noted, range(24))
-    assert np.allclose(follow(model, ids, method).seen, image)
+    assert np.allclose(follow_tokens(model, ids, method).seen, image)
 
 
 def test_methods_that_look_at_values_are_refused():
     with pytest.raises(ValueError, match="values"):
-        follow(cached_model("neox_25"), tiny_ids(8), LagKV())
+        follow_tokens(cached_model("neox_25"), tiny_ids(8), LagKV())
 
 
 def test_following_changes_nothing():

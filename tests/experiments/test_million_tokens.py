@@ -8,7 +8,7 @@ import torch
 from reference import cached_model, tiny_ids
 
 from lib import StreamingLLM, evaluate
-from lib.experiments.million_tokens import follow, pace
+from lib.experiments.million_tokens import follow_stream, pace
 from lib.measure.limits import evaluation_flops
 from lib.measure.stats import mean_ci
 
@@ -21,7 +21,7 @@ def model():
 def test_a_stream_in_parts(model):
     ids, method = tiny_ids(100), StreamingLLM(2, 6)
     nll = evaluate(model, ids, method, chunk_size=1).nll.double()
-    table = follow(model, ids, method, chunk_size=7, parts=4)
+    table = follow_stream(model, ids, method, chunk_size=7, parts=4)
     # 15 chunks of 7: the parts end with chunks 4, 8, 11 and 15, which is the last and shorter
     assert table.position.tolist() == [28, 56, 77, 99]
     for low, high, row in zip([0, 28, 56, 77], table.position, table.itertuples(), strict=True):
@@ -41,7 +41,7 @@ def test_a_stream_in_parts(model):
 
 def test_a_part_needs_a_chunk(model):
     with pytest.raises(ValueError, match="parts=9: allowed is at most the number of chunks, 8"):
-        follow(model, tiny_ids(80), StreamingLLM(2, 6), chunk_size=10, parts=9)
+        follow_stream(model, tiny_ids(80), StreamingLLM(2, 6), chunk_size=10, parts=9)
 
 
 def test_the_pace_is_of_the_same_numbers(model):

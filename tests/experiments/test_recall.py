@@ -29,7 +29,7 @@ from lib.experiments.recall_plots import (
     price_title,
 )
 from lib.measure.perplexity import Evaluation
-from lib.measure.rows import experiment
+from lib.measure.rows import rows_of
 from lib.measure.stats import mean_ci, share_ci
 
 ZEROS = torch.zeros(3, 60, dtype=torch.long)  # a text in which every other token was put there
@@ -221,7 +221,7 @@ def test_passkey_tables():
     model = cached_model("neox_25", torch.float64)
     keys = {length: likely_passkeys(model, length) for length in (16, 24)}
     runs = passkey_runs(
-        model, keys, experiment(["streaming"], [8], 2, include_recent_only=False), chunk_size=4
+        model, keys, rows_of(["streaming"], [8], 2, include_recent_only=False), chunk_size=4
     )
     assert len(runs) == 2 * 2 * 2 * 4
     whole = recall_table(runs, ["method", "length"]).set_index(["method", "length"])

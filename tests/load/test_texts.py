@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from lib import load_tokens, paths
 from lib.load import docstrings as docs
 from lib.load import hub
-from lib.load.texts import HUB_TEXTS
+from lib.load.texts import HUB_TEXTS, texts_of
 
 WIKITEXT = "Salesforce/wikitext"
 
@@ -428,3 +428,20 @@ def test_held_out_packages_are_held_out():
     assert not set(docs.HELDOUT.values()) & set(docs.TRAIN.values())
     for package in (*docs.HELDOUT, *docs.TRAIN):
         assert find_spec(package) is not None
+
+
+def test_texts_of():
+    texts = texts_of(torch.arange(100, 121), num_texts=4, length=5)
+    assert texts.tolist() == [
+        [100, 101, 102, 103, 104],
+        [105, 106, 107, 108, 109],
+        [110, 111, 112, 113, 114],
+        [115, 116, 117, 118, 119],
+    ]
+    with pytest.raises(ValueError, match="tokens=19: allowed is num_texts . length = 20 or more"):
+        texts_of(torch.arange(19), 4, 5)
+    # a special first token is every text's first; another one is nobody's
+    texts = texts_of(torch.arange(20), 4, 5, bos_token_id=0)
+    assert texts[:, 0].tolist() == [0] * 4
+    assert texts[:, 1:].flatten().tolist() == [t for t in range(20) if t % 5]
+    assert torch.equal(texts_of(torch.arange(20), 4, 5, 7), torch.arange(20).view(4, 5))

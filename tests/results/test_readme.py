@@ -108,7 +108,7 @@ def test_a_file_and_an_entry_make_a_row(tmp_path):
     )
     changed = changed.replace("        SnapKV,\n", "        SnapKV,\n        EveryOther,\n")
     (folder / "__init__.py").write_text(changed)
-    use = "from lib.measure.rows import experiment; print(experiment(['every_other'], [64, 32]))"
+    use = "from lib.measure.rows import rows_of; print(rows_of(['every_other'], [64, 32]))"
     done = subprocess.run([sys.executable, "-c", use], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for budget in (64, 32):

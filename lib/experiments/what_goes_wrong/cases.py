@@ -32,13 +32,13 @@ class Case:
     far: bool = False  # shows only on long texts
 
 
-def cases(model, cache: int, start_size: int, chunk_size: int, cut_chunk: int) -> dict[str, Case]:
-    """All mistakes at a budget of `cache` tokens, by name.
+def cases(model, budget: int, start_size: int, chunk_size: int, cut_chunk: int) -> dict[str, Case]:
+    """All mistakes at a budget of `budget` tokens, by name.
 
     `chunk_size` is that of position-only methods, `cut_chunk` that of methods that look at keys.
     """
-    streaming = StreamingLLM(start_size, cache - start_size)
-    when = _cut_at_the_wrong_time(model, streaming, max(cache // 4, 1), chunk_size)
+    streaming = StreamingLLM(start_size, budget - start_size)
+    when = _cut_at_the_wrong_time(model, streaming, max(budget // 4, 1), chunk_size)
     return when | _put_in_the_wrong_place(model, streaming, cut_chunk)
 
 
@@ -86,9 +86,9 @@ def _cut_at_the_wrong_time(
 
 def _put_in_the_wrong_place(model, streaming: StreamingLLM, cut_chunk: int) -> dict[str, Case]:
     """What stays, but with another position or order than it should have."""
-    layers, cache = model.config.get_text_config().num_hidden_layers, streaming.budget
-    norms = FixSizeL2(cache, 0.5, "keep_high", ())
-    lower = FixSizeL2(cache, 0.5, "keep_high", tuple(range(layers // 2, layers)))
+    layers, budget = model.config.get_text_config().num_hidden_layers, streaming.budget
+    norms = FixSizeL2(budget, 0.5, "keep_high", ())
+    lower = FixSizeL2(budget, 0.5, "keep_high", tuple(range(layers // 2, layers)))
     mixed, ours = Unsorted(norms), partial(_ours, model)
     length = partial(LengthOfLayer0, model, lower)
     return {

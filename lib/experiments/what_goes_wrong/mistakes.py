@@ -7,11 +7,9 @@ compared with is in `cases.py`, and how in `runs.py`.
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
 
-from lib.cache.baseline import held_lengths
+from lib.cache.baseline import OriginalPositions, held_lengths
 from lib.cache.compressed import CompressedCache
-from lib.cache.hooks import Announced
 from lib.cache.step import additive
 from lib.compressors import Compressor, FixSizeL2
 from lib.compressors.base import Held, key_norms
@@ -19,7 +17,7 @@ from lib.compressors.functions import compress
 from lib.require import require
 
 
-class DenseInChunk(DynamicCache, Announced):
+class DenseInChunk(OriginalPositions):
     """Mistake: a chunk is cut only after it, so that a token sees all of its chunk before it.
 
     Perplexity then depends on the chunk, and flatters: with a chunk of the whole text it is that of
@@ -28,13 +26,12 @@ class DenseInChunk(DynamicCache, Announced):
     """
 
     def __init__(self, model, compressor: Compressor, every: int = 1):
-        super().__init__()
+        super().__init__(model)
         self.compressor = compressor
         self.every = every  # compressed after steps that end at a multiple of it
         self.due = False  # whether the step under way is one of them
         self.number = model.config.get_text_config().num_hidden_layers
         self.dtype = model.dtype
-        self.seen = 0  # tokens of the text so far
         self.compressions = 0  # of the whole cache
         self.cuts = [0] * self.number  # per layer: compressions in which it lost tokens
 
@@ -44,14 +41,12 @@ class DenseInChunk(DynamicCache, Announced):
         return max(self.cuts)
 
     def step(self, n: int, device="cpu", *args, **kwargs) -> dict:
-        position_ids = torch.arange(self.seen, self.seen + n, device=device)[None]
         self.due = (self.seen + n) % self.every == 0
-        return {"past_key_values": self, "position_ids": position_ids}
+        return super().step(n, device)
 
     def update(self, key_states, value_states, layer_idx: int, *args, **kwargs):
         uncut = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if layer_idx == self.number - 1:
-            self.seen += key_states.shape[2]
             self.compress()
         return uncut
 

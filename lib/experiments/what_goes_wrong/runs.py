@@ -15,7 +15,6 @@ from transformers import Cache
 from lib.cache.baseline import held_lengths
 from lib.cache.checks import check_ids
 from lib.cache.compressed import CompressedCache
-from lib.cache.hooks import attach
 from lib.compressors import Compressor
 from lib.measure.perplexity import feed
 from lib.measure.stats import ppl_ci, ratio_table, summarise
@@ -37,9 +36,8 @@ class Run:
 
 
 @contextmanager
-def opened(model, make: Callable[[], Cache]) -> Iterator[Cache]:
-    """The cache that `make` makes, whose steps `model` announces; its own hooks go at the end."""
-    attach(model)
+def opened(make: Callable[[], Cache]) -> Iterator[Cache]:
+    """The cache that `make` makes; hooks of its own go at the end."""
     cache = make()
     try:
         yield cache
@@ -51,8 +49,8 @@ def opened(model, make: Callable[[], Cache]) -> Iterator[Cache]:
 def run(model, ids: torch.Tensor, make: Callable[[], Cache], chunk_size: int = 1) -> Run:
     """Evaluate `ids` (B, T) with the cache that `make` makes, as `lib.evaluate` does with ours."""
     ids = check_ids(model, ids, 2)
-    with opened(model, make) as cache:
-        nll, _ = feed(model, ids, chunk_size, lambda n: {"past_key_values": cache})
+    with opened(make) as cache:
+        nll, _ = feed(model, ids, chunk_size, cache)
     fed = ids.shape[1] - 1
     if isinstance(cache, CompressedCache):  # position-only methods have a window for every token
         compressions = fed if cache.compressor.window else -(-fed // chunk_size)
@@ -107,10 +105,10 @@ def measure_cases(
 
 def _seconds(model, ids, make, filled: int, chunk_size: int) -> float:
     """What it takes to feed the tokens of `ids` (1, T) behind the first `filled`."""
-    with opened(model, make) as cache:
-        feed(model, ids[:, : filled + 1], filled, lambda n: {"past_key_values": cache})
+    with opened(make) as cache:
+        feed(model, ids[:, : filled + 1], filled, cache)
         began = perf_counter()
-        feed(model, ids[:, filled:], chunk_size, lambda n: {"past_key_values": cache})
+        feed(model, ids[:, filled:], chunk_size, cache)
         return perf_counter() - began
 
 

@@ -1,4 +1,4 @@
-"""Attention maps and sinks, what an evaluation says, intervals and summaries."""
+"""Intervals and summaries, against their definitions."""
 
 import itertools
 import math
@@ -7,18 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from reference import FAMILIES, VOCAB, cached_model, project, rotate, tiny_ids, tiny_model
 from scipy.stats import binomtest
 
-from lib import (
-    Evaluation,
-    StreamingLLM,
-    attention_maps,
-    evaluate,
-    evaluate_recompute,
-    sink_strength,
-)
-from lib.experiments.ppl_vs_length import on_top_of
 from lib.measure.stats import (
     by_position,
     log_edges,
@@ -30,78 +20,6 @@ from lib.measure.stats import (
     stretches,
     summarise,
 )
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_attention_maps(family):
-    model, ids = cached_model(family), tiny_ids(2, 20)
-    maps = attention_maps(model, ids)
-    heads = model.config.num_attention_heads
-    assert maps.shape == (2, 2, heads, 20, 20)
-    assert (maps.sum(-1) - 1).abs().max() < 1e-6
-    assert maps.triu(1).abs().max() == 0
-    # a token of the past is seen as it was: a shorter text has the same maps
-    assert (attention_maps(model, ids[:, :9]) - maps[..., :9, :9]).abs().max() < 1e-5
-    assert attention_maps(model, ids[0]).shape == (2, 1, heads, 20, 20)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
-def test_attention_maps_of_the_first_layer_by_hand(family):
-    model, ids = cached_model(family), tiny_ids(12)
-    config, layer = model.config, model.base_model.layers[0]
-    projected = [project(layer, x, config)[:2] for x in model.get_input_embeddings()(ids)]
-    maps = attention_maps(model, ids)[0, 0]
-    for t, (query, _) in enumerate(projected):
-        for head in range(len(query)):
-            scores = []
-            for j, (_, key) in enumerate(projected[: t + 1]):
-                turned = rotate(query[head : head + 1], [t - j], config).flatten()
-                scores.append(turned @ key[head * len(key) // len(query)] / len(turned) ** 0.5)
-            expected = torch.stack(scores).softmax(0)
-            assert (maps[head, t, : t + 1] - expected).abs().max() < 1e-5
-
-
-@pytest.mark.parametrize("family", ["neox_25", "llama_gqa"])
-def test_sink_strength(family):
-    model, ids, num_keys = cached_model(family), tiny_ids(3, 16), 5
-    maps = attention_maps(model, ids)
-    strength = sink_strength(model, ids, num_keys)
-    heads = model.config.num_attention_heads
-    assert strength.shape == (2, heads, num_keys)
-    for layer in range(2):
-        for head in range(heads):
-            for key in range(num_keys):
-                received = [
-                    maps[layer, row, head, query, key].item()
-                    for row in range(3)
-                    for query in range(key, 16)
-                ]
-                expected = sum(received) / len(received)
-                assert strength[layer, head, key].item() == pytest.approx(expected, abs=1e-6)
-
-
-def test_the_attention_is_restored_after_an_error_too(monkeypatch):
-    model = tiny_model("neox_25")
-    model.set_attn_implementation("sdpa")
-    attention_maps(model, tiny_ids(5))
-    assert model.config._attn_implementation == "sdpa"
-    with pytest.raises(IndexError):
-        attention_maps(model, torch.tensor([VOCAB]))
-    assert model.config._attn_implementation == "sdpa"
-    monkeypatch.setattr(model, "forward", lambda **kwargs: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        evaluate(model, tiny_ids(5), StreamingLLM(1, 2))
-    assert model.config._attn_implementation == "sdpa"
-
-
-def test_evaluation():
-    nll = torch.tensor([[0.0, math.log(4)], [math.log(4), math.log(16)]])
-    correct = torch.tensor([[True, False], [False, False]])
-    result = Evaluation(nll, correct, cache_lengths=[9, 4])
-    assert result.ppl == pytest.approx(4.0)  # the geometric mean of 1, 4, 4 and 16
-    assert result.accuracy == 0.25
-    assert result.cache_length == 9
 
 
 def test_mean_ci():
@@ -234,24 +152,3 @@ def test_summarise():
         {"method": ["b", "a"], "n": [5, 1], "x": [3, 7.0], "x_q1": [2, 7.0], "x_q3": [4, 7.0]}
     )
     pd.testing.assert_frame_equal(summarise(runs, ["method"], ["x"]), expected)
-
-
-@pytest.mark.parametrize("mean", [2.0, 12.0])
-def test_on_top_of(mean):
-    base = torch.zeros(2, 16) + torch.tensor([[mean - 1], [mean + 1]])
-    targets = torch.tensor([1, 2, 3, 9, 10, 11, 12])  # three before position 4, four from there on
-    sample = base[:, targets - 1] + torch.tensor([[0.5], [1.5]])
-    (row,) = on_top_of(sample, base, targets, np.array([0, 4, 16])).to_dict("records")
-    assert row["position"] == pytest.approx(8)
-    assert row["ppl"] == pytest.approx(math.exp(mean + 1))
-    half = 12.706 * 0.5  # Student's t for one degree of freedom, times a standard error of 0.5
-    low, high = math.log(row["ppl_low"]), math.log(row["ppl_high"])
-    assert low == pytest.approx(max(0, mean + 1 - half), rel=1e-3)
-    assert high == pytest.approx(mean + 1 + half, rel=1e-3)
-
-
-def test_recompute_of_several_texts_is_that_of_each():
-    model, ids, targets = tiny_model("neox_25"), tiny_ids(2, 20), torch.tensor([7, 12, 19])
-    both = evaluate_recompute(model, ids, 6, targets, start_size=2, batch_size=2)
-    rows = [evaluate_recompute(model, row, 6, targets, start_size=2) for row in ids]
-    torch.testing.assert_close(both, torch.stack(rows))
