@@ -1,43 +1,84 @@
-"""Put tables from `results/` into the pages that quote them: `python -m lib.results.readme`.
+"""Put tables and numbers from `results/` into the pages that quote them.
 
-A page holds `<!-- results/tables/NAME.md -->` and `<!-- end -->`; what stands between them is the
-table, so that no number on a page is typed. Only tables of runs with the default parameters are put
-there.
+`python -m lib.results.readme` rewrites the pages, so that no number on them is typed. A page quotes
+a whole table, or one cell of a CSV by what stands in its row and the name of its column, in a
+format if the file's own digits are too many:
+
+    <!-- results/tables/NAME.md -->
+    <!-- end -->
+    <!-- results/tables/NAME.csv method="sinks + window" budget=256 ppl:.1f -->15.7<!-- end -->
+
+Only a run that its folder stands for is put there: `results/` for the default parameters,
+`results/NAME/` for those of `params/NAME.yaml`.
 """
 
+import csv
 import re
+import shlex
 import sys
 from pathlib import Path
 
-from .manifest import read_manifest
+import yaml
+
 from lib.paths import ROOT, atomic_path
 
-PAGES = (ROOT / "README.md", ROOT / "models" / "reference" / "README.md")
-_BLOCK = re.compile(r"(<!-- (results/tables/\w+\.md) -->\n).*?(<!-- end -->)", re.DOTALL)
+from .manifest import read_manifest
+
+PAGES = (
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "models" / "reference" / "README.md",
+)
+_QUOTE = re.compile(
+    r"(<!-- (results/(?:[\w.-]+/)?tables/\w+\.(?:md|csv))([^\n]*?) -->).*?(<!-- end -->)", re.DOTALL
+)
 
 
 def quoted(page: Path) -> list[str]:
-    """The tables a page quotes, as paths from the root."""
-    return [match[2] for match in _BLOCK.finditer(page.read_text(encoding="utf-8"))]
+    """The tables a page quotes or takes numbers from, as paths from the root, each once."""
+    found = (match[2] for match in _QUOTE.finditer(page.read_text(encoding="utf-8")))
+    return list(dict.fromkeys(found))
 
 
-def is_default(table: str) -> bool:
-    """Whether a run with the default parameters made a table."""
-    path = ROOT / table
-    entries = read_manifest(path.parent.parent)
-    entry = entries.get(f"tables/{path.with_suffix('.csv').name}", {})
-    return entry.get("parameters") == {}
+def is_folders_run(table: str) -> bool:
+    """Whether a table was made with the parameters that its results folder stands for."""
+    path = (ROOT / table).with_suffix(".csv")
+    folder = path.parent.parent
+    entry = read_manifest(folder).get(f"tables/{path.name}", {})
+    file = ROOT / "params" / f"{folder.name}.yaml"
+    named = folder != ROOT / "results" and file.exists()
+    sections = yaml.safe_load(file.read_text(encoding="utf-8")) if named else {}
+    return "parameters" in entry and entry["parameters"] == sections.get(entry["notebook"], {})
+
+
+def cell(table: Path, words: str) -> str:
+    """One cell of a CSV: `words` are `column=value` for its row, then `column` or `column:format`.
+
+    ValueError unless there is exactly one such row, with such a column.
+    """
+    *conditions, wanted = shlex.split(words)
+    chosen = dict(condition.split("=", 1) for condition in conditions)
+    column, _, form = wanted.partition(":")
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if chosen.items() <= row.items()]
+    if len(rows) != 1 or column not in rows[0]:
+        raise ValueError(f"{table}: {words!r} must name one cell; rows like that: {len(rows)}")
+    return format(float(rows[0][column]), form) if form else rows[0][column]
 
 
 def filled(page: Path) -> str:
-    """The page's text with every quoted table of a default run as it now is in `results/`."""
+    """The page's text with all that it quotes as it now is in `results/`."""
 
-    def block(match: re.Match) -> str:
-        if not is_default(match[2]):
+    def quote(match: re.Match) -> str:
+        opening, table, words, end = match.groups()
+        if not is_folders_run(table):
             return match[0]
-        return f"{match[1]}{(ROOT / match[2]).read_text(encoding='utf-8')}{match[3]}"
+        path = ROOT / table
+        text = cell(path, words) if words else f"\n{path.read_text(encoding='utf-8')}"
+        return f"{opening}{text}{end}"
 
-    return _BLOCK.sub(block, page.read_text(encoding="utf-8"))
+    return _QUOTE.sub(quote, page.read_text(encoding="utf-8"))
 
 
 def main() -> None:
@@ -47,8 +88,8 @@ def main() -> None:
         with atomic_path(page) as temporary:
             temporary.write_text(text, encoding="utf-8")
         for table in quoted(page):
-            if not is_default(table):
-                print(f"{page}: kept as it is: no default run made {table}", file=sys.stderr)
+            if not is_folders_run(table):
+                print(f"{page}: {table} kept as it was: made by another run", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ import psutil
 import torch
 from matplotlib.figure import Figure
 
-from .manifest import add_to_manifest
 from lib.paths import atomic_path, results_dir
+
+from .manifest import add_to_manifest
 
 # A fixed salt and no date: the same figure is the same file.
 matplotlib.rcParams["svg.hashsalt"] = "kv-lab"

@@ -16,7 +16,7 @@ from typing import Any
 
 import nbformat
 
-from lib.paths import NOTEBOOKS, results_dir
+from lib.paths import NOTEBOOKS, ROOT, results_dir
 from lib.results.manifest import MANIFEST, add_to_manifest, read_manifest
 
 from . import params
@@ -47,7 +47,7 @@ def staged_run(notebook: Path, parameters: dict[str, Any]) -> Iterator[Path]:
         ):
             yield copy
         if copy.exists():
-            tidy_copy(copy)
+            tidy_copy(copy, copy_path(notebook).parent)
         _merge(staging, results)
         failed_copy.unlink(missing_ok=True)
     except BaseException:
@@ -94,10 +94,11 @@ def _merge(staging: Path, results: Path) -> None:
         add_to_manifest(results, entries)
 
 
-def tidy_copy(path: Path) -> None:
+def tidy_copy(path: Path, folder: Path) -> None:
     """Drop from an executed copy what differs from run to run or renders as nothing.
 
     That is papermill's times and this machine's paths, and widgets, which no static page shows.
+    Links into the repository are made to work from `folder`, where the copy will be.
     """
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("widgets", None)
@@ -105,7 +106,10 @@ def tidy_copy(path: Path) -> None:
     notebook.metadata["papermill"] = {
         key: about[key] for key in ("parameters", "version") if key in about
     }
+    up = os.path.relpath(ROOT, folder) if folder.is_relative_to(ROOT) else ".."
     for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = cell.source.replace("](../", f"]({up}/")
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
         if "injected-parameters" in cell.metadata.get("tags", []):

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from methods_reference import heavy_hitters, tova
 from reference import (
     cached_model,
@@ -18,6 +19,7 @@ from reference import (
 
 from lib import H2O, TOVA, CompressedCache, FixSizeL2, LagKV, StreamingLLM
 from lib.experiments import cache_mechanics as mechanics
+from lib.experiments import cache_mechanics_plots as plots
 from lib.experiments.cache_mechanics import (
     MarkedCache,
     compare_loops,
@@ -202,3 +204,22 @@ def test_loops_that_differ_are_told_apart(monkeypatch):
     assert row["same_tokens_%"] == pytest.approx(95)
     assert not row.same_lengths
     assert row.evictions_manual - row.evictions_generate == 1
+
+
+def test_the_schematic_is_what_was_seen():
+    """A square up to each query, pale where nothing is seen, of another colour for the sinks."""
+    seen = {
+        "dense": windows(9, 0, 9),
+        "window": windows(9, 0, 4),
+        "sinks + window": windows(9, 1, 3),
+    }
+    seen = {name: picture(rows) for name, rows in seen.items()}
+    fig = plots.what_a_query_sees(seen, 1, 4)
+    for ax, (name, image) in zip(fig.axes, seen.items(), strict=True):
+        assert name in (ax.get_title(), ax.get_title("left"))  # as the style has it
+        squares = {square.get_xy()[::-1]: to_hex(square.get_facecolor()) for square in ax.patches}
+        assert sorted(squares) == [(t, j) for t in range(9) for j in range(t + 1)]
+        for (t, j), color in squares.items():
+            own = plots.NAVY if j == t else plots.BLUE
+            own = plots.ORANGE if name == "sinks + window" and j == 0 < t else own
+            assert color == (own if image[t, j] else plots.PALE).lower()

@@ -9,6 +9,7 @@ import pytest
 from conftest import SAVE, Sandbox, at_terminal, write_notebook
 
 from lib.paths import ROOT
+from lib.run.staging import tidy_copy
 
 LINE = ["papermill", "notebooks/03_speed.ipynb", "-p", "cache", "512"]
 COPY = "notebooks/03_speed.ipynb"
@@ -158,6 +159,24 @@ def test_widgets_are_dropped_from_copies(speed):
     *_, slider, text = nbformat.read(speed.results / COPY, as_version=4).cells
     assert slider.outputs == []
     assert text.outputs[0]["data"]["text/plain"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("folder", "up"),
+    [
+        ("results/notebooks", "../.."),
+        ("results/full/notebooks", "../../.."),
+        ("/elsewhere/notebooks", ".."),
+    ],
+)
+def test_links_of_copies_work_where_they_are(tmp_path, folder, up):
+    cells = [nbformat.v4.new_markdown_cell("[word](../docs/word.md), [paper](https://a.org)")]
+    cells.append(nbformat.v4.new_code_cell("'](../docs'"))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
+    tidy_copy(tmp_path / "a.ipynb", ROOT / folder)
+    text, code = nbformat.read(tmp_path / "a.ipynb", as_version=4).cells
+    assert text.source == f"[word]({up}/docs/word.md), [paper](https://a.org)"
+    assert code.source == "'](../docs'"
 
 
 def test_runs_are_alike(speed):
