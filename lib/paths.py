@@ -14,18 +14,23 @@ PARAMS = ROOT / "params"
 
 def results_dir() -> Path:
     """Folder for figures, tables and executed notebooks: `KVLAB_RESULTS`, else `results/`."""
-    return Path(os.environ.get("KVLAB_RESULTS", ROOT / "results")).resolve()
+    return _expanded(os.environ.get("KVLAB_RESULTS") or ROOT / "results").resolve()
 
 
 def cache_dir() -> Path:
     """Folder for corpus, tokens and checkpoints: `KVLAB_CACHE`, else `~/.cache/kv-lab`."""
-    return Path(os.environ.get("KVLAB_CACHE", Path.home() / ".cache" / "kv-lab")).expanduser()
+    return _expanded(os.environ.get("KVLAB_CACHE") or "~/.cache/kv-lab")
 
 
 def local_path(name: str | Path) -> Path:
     """`name` from the working directory, or from the repository root if it is only there."""
-    path = Path(name)
+    path = _expanded(name)
     return ROOT / path if (ROOT / path).exists() and not path.exists() else path
+
+
+def _expanded(name: str | Path) -> Path:
+    """`~` and `~user` replaced by that home, where there is one."""
+    return Path(os.path.expanduser(name))  # Path.expanduser raises on an unknown user
 
 
 @contextmanager

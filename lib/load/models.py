@@ -1,11 +1,11 @@
-"""Load a model by name: shipped, a local folder, a hub id, or a real shape with random weights."""
+"""Load a model by name: shipped, from pip, a local folder, a hub id, or a shape at random."""
 
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from lib.paths import MODELS, local_path
@@ -13,23 +13,15 @@ from lib.require import require
 
 from .hub import ask_for_model
 from .model_folder import check_tokenizer, check_weights
+from .shapes import random_model
+from .smollm2 import SMOLLM2, smollm2_folder
 
 REFERENCE = "reference"
 RANDOM = "random:"
-# hidden size, layers, heads, vocabulary; all rotate 25% of a head and were trained on 2,048 tokens
-PYTHIA_SHAPES = {
-    "EleutherAI/pythia-70m": (512, 6, 8, 50304),
-    "EleutherAI/pythia-160m": (768, 12, 12, 50304),
-    "EleutherAI/pythia-410m": (1024, 24, 16, 50304),
-    "EleutherAI/pythia-1b": (2048, 16, 8, 50304),
-    "EleutherAI/pythia-1.4b": (2048, 24, 16, 50304),
-    "EleutherAI/pythia-2.8b": (2560, 32, 32, 50304),
-    "EleutherAI/pythia-6.9b": (4096, 32, 32, 50432),
-    "EleutherAI/pythia-12b": (5120, 36, 40, 50688),
-}
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OFFLINE_CHOICES = (
-    "'reference' (the shipped model), a local folder (config.json, *.safetensors, tokenizer), "
+    "'reference' (the shipped model), 'smollm2' (SmolLM2-135M-Instruct, which pip brings), a local "
+    "folder (config.json, *.safetensors, tokenizer), "
     "or a shape with random weights such as 'random:EleutherAI/pythia-70m'"
 )
 
@@ -37,9 +29,10 @@ OFFLINE_CHOICES = (
 def load_model(name: str = REFERENCE, device: str | None = None, dtype: torch.dtype | None = None):
     """Load (model, tokenizer), in evaluation mode.
 
-    `name`: "reference", a local folder, a hub id, or "random:" and a Pythia hub id (the tokenizer
-    is then the reference model's). `device` defaults to the GPU if there is one, `dtype` to
-    float32 on CPU and for the reference model, else to the checkpoint's own (float16 for Pythia).
+    `name`: "reference", "smollm2" (20 seconds the first time), a local folder, a hub id, or
+    "random:" and the hub id of a shape (the tokenizer is then the reference model's). `device`
+    defaults to the GPU if there is one, `dtype` to float32 on CPU and for the reference model,
+    else to the checkpoint's own (float16 for Pythia and "smollm2").
     Only safetensors are read and remote code is never run. A relative folder is looked for in the
     working directory, then in the repository. ValueError on a wrong argument, OSError if nothing is
     found or a file is missing, broken, or lacks weights.
@@ -48,7 +41,7 @@ def load_model(name: str = REFERENCE, device: str | None = None, dtype: torch.dt
     device = _device(device)
     require(dtype is None or dtype in DTYPES, "dtype", dtype, f"None or one of {list(DTYPES)}")
     if name.startswith(RANDOM):
-        return _random_model(name.removeprefix(RANDOM), device, dtype), load_tokenizer(REFERENCE)
+        return random_model(name.removeprefix(RANDOM), device, dtype), load_tokenizer(REFERENCE)
     if dtype is None:
         dtype = torch.float32 if name == REFERENCE or device.type == "cpu" else "auto"
     tokenizer = load_tokenizer(name)
@@ -118,6 +111,9 @@ def _source(name: str) -> Path | str:
     """A local folder, or a hub id that the hub has; OSError if `name` is neither."""
     if name == REFERENCE:
         return MODELS / "reference"
+    if name == SMOLLM2:
+        with _no_progress_bar():
+            return smollm2_folder()
     folder = local_path(name)
     if (folder / "config.json").is_file():
         return folder
@@ -145,31 +141,3 @@ def _not_found(name: str) -> OSError:
         f"model {name!r}: no such local folder, and no model of that name could be fetched from "
         f"the hub (network, name, or no safetensors). Without network, use {OFFLINE_CHOICES}."
     )
-
-
-def _random_model(shape: str, device: torch.device, dtype: torch.dtype | None):
-    if shape not in PYTHIA_SHAPES:
-        raise ValueError(f"random:{shape}: allowed are {[RANDOM + s for s in PYTHIA_SHAPES]}")
-    hidden, layers, heads, vocabulary = PYTHIA_SHAPES[shape]
-    config = GPTNeoXConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * hidden,
-        max_position_embeddings=2048,
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-            "partial_rotary_factor": 0.25,
-        },
-        dtype=dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16),
-    )
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(config.dtype)
-    try:
-        torch.manual_seed(0)
-        with torch.device(device):
-            return GPTNeoXForCausalLM(config).eval()
-    finally:
-        torch.set_default_dtype(before)

@@ -39,11 +39,13 @@ ALLOWED = "'docs', 'wikitext', 'pg19', or the path of a .txt or .parquet file"
 def load_tokens(
     name: str, tokenizer, max_tokens: int | None = None, split: str = "heldout"
 ) -> torch.LongTensor:
-    """Tokens (T,) of a text, with the special first token if the tokenizer puts one.
+    """The first `max_tokens` tokens (T,) of a text, or all.
 
-    `name`: "docs" (docstrings of the installed packages, offline), a .txt or .parquet path, or
-    "wikitext" / "pg19" from the hub; `split` is "heldout" or "train" (files have only one). A
-    relative path is looked for in the working directory, then in the repository.
+    A text begins as the tokenizer begins it: with `<|endoftext|>` for the reference model, with no
+    special token for SmolLM2 and Pythia. `name`: "docs" (docstrings of the installed packages,
+    offline), a .txt or .parquet path, or "wikitext" / "pg19" from the hub; `split` is "heldout" or
+    "train" (files have only one). A relative path is looked for in the working directory, then in
+    the repository.
     ValueError on an unknown name or a file that holds no text, OSError where none can be read.
     """
     require(isinstance(name, str | Path), "text name", name, ALLOWED)

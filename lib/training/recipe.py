@@ -7,7 +7,9 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import GPTNeoXForCausalLM
+
+from lib.load.shapes import neox_config
 
 from .batches import EOS
 
@@ -49,18 +51,13 @@ class Recipe:
 def build_model(recipe: Recipe) -> GPTNeoXForCausalLM:
     """The untrained model of `recipe`, on CPU in float32."""
     torch.manual_seed(recipe.seed)
-    config = GPTNeoXConfig(
-        vocab_size=recipe.vocab_size,
-        hidden_size=recipe.hidden_size,
-        num_hidden_layers=recipe.num_layers,
-        num_attention_heads=recipe.num_heads,
-        intermediate_size=4 * recipe.hidden_size,
-        max_position_embeddings=recipe.max_context,
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-            "partial_rotary_factor": recipe.rotary,
-        },
+    config = neox_config(
+        recipe.hidden_size,
+        recipe.num_layers,
+        recipe.num_heads,
+        recipe.vocab_size,
+        recipe.max_context,
+        recipe.rotary,
         bos_token_id=EOS,
         eos_token_id=EOS,
     )

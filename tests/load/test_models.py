@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import GPTNeoXForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lib import StreamingLLM, evaluate, generate, load_model, load_tokenizer
-from lib.load.models import PYTHIA_SHAPES
+from lib.load.shapes import LLAMA_SHAPES, PYTHIA_SHAPES
 from lib.paths import MODELS
 
 
@@ -344,9 +344,50 @@ def test_random_shapes_are_the_published_ones(name, no_network):
     assert len(PYTHIA_SHAPES) == len(PUBLISHED)
 
 
+# layers, hidden, heads, key-value heads, head dim, MLP, vocabulary, context, base, parameters:
+# config.json and the size of the safetensors on the hub
+ON_THE_HUB = {
+    "HuggingFaceTB/SmolLM2-135M": (30, 576, 9, 3, 64, 1536, 49152, 8192, 100000, 134_515_008),
+    "HuggingFaceTB/SmolLM2-360M": (32, 960, 15, 5, 64, 2560, 49152, 8192, 100000, 361_821_120),
+    "HuggingFaceTB/SmolLM2-1.7B": (24, 2048, 32, 32, 64, 8192, 49152, 8192, 130000, 1_711_376_384),
+    "meta-llama/Llama-3.2-1B": (16, 2048, 32, 8, 64, 8192, 128256, 131072, 500000, 1_235_814_400),
+    "Qwen/Qwen3-0.6B": (28, 1024, 16, 8, 128, 3072, 151936, 40960, 1000000, 596_049_920),
+}
+
+
+@pytest.mark.parametrize("name", ON_THE_HUB)
+def test_random_shapes_are_those_on_the_hub(name, no_network):
+    model, _ = load_model(f"random:{name}", device="meta", dtype=torch.float32)
+    config = model.config
+    assert (
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+        config.intermediate_size,
+        config.vocab_size,
+        config.max_position_embeddings,
+        config.rope_parameters["rope_theta"],
+        sum(p.numel() for p in model.parameters()),
+    ) == ON_THE_HUB[name]
+    assert config.model_type == ("qwen3" if name.startswith("Qwen") else "llama")
+    assert config.rms_norm_eps == (1e-6 if name.startswith("Qwen") else 1e-5)
+    scaled = "llama3" if name.startswith("meta") else "default"
+    assert config.rope_parameters["rope_type"] == scaled
+    if scaled == "llama3":
+        assert config.rope_parameters["factor"] == 32
+        assert config.rope_parameters["original_max_position_embeddings"] == 8192
+    assert len(LLAMA_SHAPES) == len(ON_THE_HUB)
+
+
 def test_random_weights_are_the_same_every_time(no_network, monkeypatch):
     monkeypatch.setitem(PYTHIA_SHAPES, "EleutherAI/pythia-70m", (32, 2, 2, 61))
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
     first, second = (load_model("random:EleutherAI/pythia-70m", "cpu")[0] for _ in range(2))
+    assert torch.equal(torch.rand(4), expected)  # the caller's random numbers go on
     assert first.dtype == torch.float32
     assert torch.get_default_dtype() == torch.float32
     assert all(map(torch.equal, first.parameters(), second.parameters()))

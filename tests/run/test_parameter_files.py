@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from lib import load_model
-from lib.load.models import PYTHIA_SHAPES
+from lib.load.shapes import PYTHIA_SHAPES
 from lib.load.texts import HUB_TEXTS
 from lib.paths import PARAMS
 from lib.run.__main__ import choose, read_parameters
