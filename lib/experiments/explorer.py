@@ -34,7 +34,7 @@ class Explorer:
         return self._done[key]
 
     def compare(self, start_size: int, recent_size: int) -> dict[str, torch.Tensor]:
-        """NLL of the three methods; the window alone has the same budget as sinks + window."""
+        """NLL of the three methods; the window has the same budget as sinks + window."""
         budget = start_size + recent_size
         return {
             "baseline": self.nll(None),

@@ -13,8 +13,8 @@ from matplotlib.ticker import LogLocator
 from lib.measure.rows import BASELINE
 from lib.plots import BLACK, GREY, WIDTH, band, display_name, plain_log, points, subplots
 
-NEAR = 1.25  # perplexity over the dense model's that passes for as good
-LITTLE = 1 / 5  # of the dense model's recall
+NEAR = 1.25  # perplexity over dense attention's that passes for as good
+LITTLE = 1 / 5  # of dense attention's recall
 
 
 def estimate(row: pd.Series, column: str = "accuracy_%", unit: str = "%") -> str:
