@@ -1,8 +1,8 @@
 """Save tables and figures, whole files only, and enter them in the manifest.
 
-A table is saved whole as CSV and, to be read, as Markdown; a figure as PNG and as SVG. The manifest says which
-notebook made it, with what parameters and caption and on what machine. A crash leaves the earlier
-file.
+A table is saved whole as CSV and, to be read, as Markdown; a figure as PNG and as SVG. The manifest
+says which notebook made it, with what parameters and caption and on what machine. A crash leaves
+the earlier file.
 """
 
 import importlib.metadata
@@ -27,14 +27,12 @@ from lib.plots import display_name, interval_of
 
 # A fixed salt and no date: the same figure is the same file.
 matplotlib.rcParams["svg.hashsalt"] = "kv-lab"
-
-
-# columns that name methods, as users type them in the CSV and as pages call them elsewhere
+# Columns that name methods, as users type them in the CSV and as pages call them elsewhere
 _NAMES = ("method", "group", "best", "next", "as_good")
 
 
 def save_table(df: pd.DataFrame, name: str, caption: str = "") -> None:
-    """Write `tables/<name>.csv`, all of it, and `.md`, as `readable` under its caption; no index."""
+    """Write `tables/<name>.csv`, all of it, and `.md`, `readable` under its caption; no index."""
     folder, caption = results_dir() / "tables", " ".join(caption.split())
     with atomic_path(folder / f"{name}.csv") as path:
         df.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
@@ -55,7 +53,7 @@ def save_figure(fig: Figure, name: str, caption: str = "") -> None:
 
 
 def to_markdown(df: pd.DataFrame) -> str:
-    """A `readable` table in Markdown, numbers to the right, without the counts that `_note_on` tells."""
+    """A `readable` table in Markdown, numbers to the right, less the counts `_note_on` tells."""
     df = df.drop(columns=list(_same_counts(df)))
     shown = readable(df)
     numeric = [pd.api.types.is_numeric_dtype(df[column]) for column in shown.columns]
@@ -104,8 +102,9 @@ def _quartiles(spread: list[str]) -> bool:
     return bool(spread) and spread[0].endswith("_q1")
 
 
-def _called(cell: str, several: bool) -> str:
-    return "; ".join(map(display_name, cell.split(", "))) if several else display_name(cell)
+def _called(cell: Any, several: bool) -> str:
+    """A cell's methods by their display names; `several` of them have commas between."""
+    return "; ".join(map(display_name, str(cell).split(", ") if several else [str(cell)]))
 
 
 def _cell(value: Any, *ends: float, quartiles: bool = False) -> Any:
@@ -114,7 +113,7 @@ def _cell(value: Any, *ends: float, quartiles: bool = False) -> Any:
         return "–"
     if not ends or any(pd.isna(end) for end in ends):
         return _short(value)
-    for digits in range(3, 7):
+    for digits in (3, 4, 5, 6, 3):  # three where the ends are alike in all
         number, low, high = (_short(float(x), digits) for x in (value, *ends))
         if low != high:
             break
@@ -122,12 +121,15 @@ def _cell(value: Any, *ends: float, quartiles: bool = False) -> Any:
 
 
 def _short(value: Any, digits: int = 3) -> Any:
-    """A float as text with so many significant digits, in plain notation up to a billion."""
+    """A float as text with so many significant digits, in plain notation up to a billion.
+
+    Whole numbers keep all of theirs.
+    """
     if not isinstance(value, float):
         return value
-    if 1000 <= abs(value) < 1e9:
-        return f"{value if value.is_integer() else float(f'{value:.{digits}g}'):.0f}"
-    return f"{value + 0.0:.{digits}g}"  # no -0
+    whole = value.is_integer() and abs(value) < 1e9
+    rounded = value if whole else float(f"{value:.{digits}g}")
+    return f"{rounded + 0.0:.10g}"  # no -0
 
 
 def _note(file: str, caption: str) -> None:

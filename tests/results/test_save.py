@@ -72,21 +72,21 @@ def test_a_table_is_saved_twice(results):
 
 
 def test_small_and_huge_numbers_stay_legible():
-    numbers = [1e-7, 1234.5, 4096.0, 2.5e12, 1.0, -0.0, 15.6789, float("inf")]
+    numbers = [1e-7, 1234.5, 999.7, 4096.0, 2.5e12, 1.0, -0.0, 15.6789, float("inf")]
     assert readable(pd.DataFrame({"x": numbers})).x.tolist() == [
-        *("1e-07", "1230", "4096", "2.5e+12", "1", "0", "15.7", "inf")
+        *("1e-07", "1230", "1000", "4096", "2.5e+12", "1", "0", "15.7", "inf")
     ]
 
 
 def test_an_interval_stands_behind_its_number_whatever_the_columns_are_called():
     values = {"x": 1.0, "x_low": 0.9997, "x_high": 1.0004}  # ends that look alike at 3 digits
-    values |= {"heads_%": 50.0, "heads_low": 50.0, "heads_high": 50.0}
+    values |= {"heads_%": 50.1234, "heads_low": 50.1234, "heads_high": 50.1234}
     values |= {"value": 7, "low": 6.5, "high": 8, "keep_low": 1.5, "keep_low_low": 1.0}
     values |= {"keep_low_high": 2.0, "n": 3, "skip_low": True, "skip_high": False, "last": 2.25}
     shown = readable(pd.DataFrame([values]))
     assert shown.iloc[0].to_dict() == {
         "x": "1 (0.9997 to 1)",
-        "heads_%": "50 (50 to 50)",
+        "heads_%": "50.1 (50.1 to 50.1)",
         "value": "7 (6.5 to 8)",
         "keep_low": "1.5 (1 to 2)",
         "n": 3,
