@@ -1,7 +1,9 @@
-"""One look for all figures, and one colour and marker for each method."""
+"""One look for all figures, and for each method one colour, one marker and one name on pages."""
 
+import re
 import textwrap
 from dataclasses import dataclass
+from itertools import cycle, product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -29,17 +31,18 @@ def subplots(*args, **kwargs) -> tuple:
 
 @dataclass(frozen=True)
 class MethodStyle:
-    """How a method is drawn everywhere."""
+    """How a method is drawn and called everywhere; without a label its rows are their own names."""
 
     color: str
     marker: str
+    label: str | None = None
 
 
 METHODS = {
-    "baseline": MethodStyle(BLACK, "o"),
-    "recent_only": MethodStyle(VERMILLION, "v"),
-    "streaming_llm": MethodStyle(BLUE, "s"),
-    "streaming_lazy": MethodStyle(SKY, "d"),
+    "baseline": MethodStyle(BLACK, "o", "dense"),
+    "recent_only": MethodStyle(VERMILLION, "v", "window"),
+    "streaming_llm": MethodStyle(BLUE, "s", "sinks + window"),
+    "streaming_lazy": MethodStyle(SKY, "d", "sinks + window, lazy"),
     "recompute": MethodStyle(GREEN, "D"),
     "l2_compress": MethodStyle(ORANGE, "^"),
     "adaptive_l2": MethodStyle(BROWN, "^"),
@@ -54,7 +57,12 @@ METHODS = {
     "tova": MethodStyle(VIOLET, "D"),
     "snapkv": MethodStyle(VIOLET, "*"),
 }
-_OTHER = MethodStyle(GREY, "h")
+# Looks for methods that are not in METHODS, in the order in which they are first drawn
+_FREE = cycle(
+    MethodStyle(color, marker)
+    for marker, color in product("hXd", (BROWN, BLUE, PURPLE, GREEN, ORANGE, PLUM))
+)
+_GIVEN: dict[str, MethodStyle] = {}
 # The strategies of one method share its colour
 LINES = {
     "fix_l2_high": "--",
@@ -65,14 +73,16 @@ LINES = {
 }
 # The parts of a step's time: attention, the cache, the rest of the model
 PART_COLORS = (BLUE, VERMILLION, GREY)
-# A row's name is a short form of the method with its budget behind it, as in `streaming_512`
-_SHORT = {"dense": "baseline", "window": "recent_only", "streaming": "streaming_llm"}
-_SHORT |= {"l2_ratio": "l2_compress", "fix_l2": "fix_size_l2", "pyramid": "pyramid_h2o_l2"}
+# Rows are named after their method, a short form of it, or a short form and a strategy
+_SHORT = {"streaming": "streaming_llm", "l2_ratio": "l2_compress", "fix_l2": "fix_size_l2"}
 
 
 def method_style(name: str) -> MethodStyle:
-    """Style of a method or of a row named after it; grey for a method that has none."""
-    return METHODS.get(_method_of(name), _OTHER)
+    """Style of a method or of a row such as `streaming_512`; the next free one for a new method."""
+    method = _method_of(_split(name)[0])
+    if method not in METHODS and method not in _GIVEN:
+        _GIVEN[method] = next(_FREE)
+    return METHODS.get(method) or _GIVEN[method]
 
 
 def method_color(name: str) -> str:
@@ -80,11 +90,27 @@ def method_color(name: str) -> str:
     return method_style(name).color
 
 
-def _method_of(name: str) -> str:
-    """The method whose name, or whose short form, begins `name`; the longest wins."""
-    known = {method: method for method in METHODS} | _SHORT
-    fitting = [start for start in known if name == start or name.startswith(start + "_")]
-    return known[max(fitting, key=len)] if fitting else name
+def display_name(name: str) -> str:
+    """What pages call a method or a row: "sinks + window 512" for `streaming_512`.
+
+    Methods without a label are called as their rows are: `tova_512`.
+    """
+    group, budget = _split(name)
+    style = METHODS.get(_method_of(group))
+    return f"{style.label} {budget}".rstrip() if style and style.label else name
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A row's group and its budget, the whole number at the end: ("streaming", "512")."""
+    return re.fullmatch(r"(.+?)(?:_(\d+))?", name or "-").groups("")
+
+
+def _method_of(group: str) -> str:
+    """The method of a group: its own name, or the one whose short form begins it."""
+    if group in METHODS:
+        return group
+    fitting = (method for short, method in _SHORT.items() if f"{group}_".startswith(f"{short}_"))
+    return next(fitting, group)
 
 
 def use_style() -> None:
@@ -117,17 +143,54 @@ def use_style() -> None:
     )
 
 
-def method_band(ax: Axes, part: pd.DataFrame, x: str, y: str, label: str, name: str) -> None:
-    """One method's line with a band for its spread: columns `x`, `y`, `<y>_low`, `<y>_high`.
+def interval_of(table: pd.DataFrame, column: str) -> list[str]:
+    """The two columns behind `column` that hold its interval or its quartiles; none if they don't.
 
-    `name` is the method, which gives the look; without the columns of a spread no band is drawn.
+    Behind `ppl` they are `ppl_low` and `ppl_high`, or `ppl_q1` and `ppl_q3`; behind `heads_%` also
+    `heads_low` and `heads_high`, and `low` and `high` behind any.
     """
+    place = table.columns.get_loc(column)
+    behind = [str(name) for name in table.columns[place + 1 : place + 3]]
+    for ends in ((r"_?low", r"_?high"), ("_q1", "_q3")):
+        stems = {re.sub(f"{end}$", "", name) for end, name in zip(ends, behind, strict=False)}
+        if len(behind) == 2 and len(stems) == 1 and stems.isdisjoint(behind):
+            return behind if str(column).startswith(*stems) else []
+    return []
+
+
+def band(ax: Axes, table: pd.DataFrame, x: str, y: str, alpha: float = 0.15, **look) -> None:
+    """A line of column `y` over column `x`, in a band of its `interval_of` where it has one.
+
+    `look` is what `ax.plot` takes.
+    """
+    (line,) = ax.plot(table[x], table[y], **look)
+    if spread := interval_of(table, y):
+        low, high = (table[end] for end in spread)
+        ax.fill_between(table[x], low, high, color=line.get_color(), alpha=alpha, linewidth=0)
+
+
+def method_band(
+    ax: Axes, part: pd.DataFrame, x: str, y: str, name: str, label: str | None = None
+) -> None:
+    """The `band` of one method or row, in its look and under its name or another `label`."""
     style = method_style(name)
-    line = LINES.get(name, "-")
-    ax.plot(part[x], part[y], line, color=style.color, marker=style.marker, label=label)
-    if f"{y}_low" in part:
-        low, high = part[f"{y}_low"], part[f"{y}_high"]
-        ax.fill_between(part[x], low, high, color=style.color, alpha=0.15, linewidth=0)
+    look = {"color": style.color, "marker": style.marker, "linestyle": LINES.get(name, "-")}
+    band(ax, part, x, y, label=label or display_name(name), **look)
+
+
+def points(ax: Axes, table: pd.DataFrame, x: str, y: str, **look) -> None:
+    """Points of columns `x` and `y`, with bars for the `interval_of` each of them that has one.
+
+    `look` is what `ax.errorbar` takes; `fmt="none"` draws the bars alone.
+    """
+    bars = {}
+    for side, column in (("xerr", x), ("yerr", y)):
+        if spread := interval_of(table, column):
+            low, high = (table[end] for end in spread)
+            # not below 0: where nothing differs, rounding does
+            arms = (table[column] - low).clip(lower=0), (high - table[column]).clip(lower=0)
+            bars[side] = np.stack(arms)
+    ax.errorbar(table[x], table[y], **{"fmt": "o", **bars, **look})
 
 
 def mark(ax: Axes, x: float, text: str) -> None:

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from lib.compressors import Compressor, RecentOnly, StreamingLLM
 from lib.measure.perplexity import evaluate
 from lib.measure.stats import by_position, log_edges, ppl_ci, stretches, with_interval
-from lib.plots import GREY, WIDTH, mark, method_color
+from lib.plots import GREY, WIDTH, band, display_name, mark, method_color, points
 
 
 class Explorer:
-    """NLL of one text (T,) under dense, window-only and sinks + window attention.
+    """NLL of one text (T,) under dense, window and sinks + window attention.
 
     Results are remembered, so that going back with a slider is immediate.
     """
@@ -34,7 +34,7 @@ class Explorer:
         return self._done[key]
 
     def compare(self, start_size: int, recent_size: int) -> dict[str, torch.Tensor]:
-        """NLL of the three methods; the window alone has the same budget as sinks + window."""
+        """NLL of the three methods; the window has the same budget as sinks + window."""
         budget = start_size + recent_size
         return {
             "baseline": self.nll(None),
@@ -63,7 +63,7 @@ class Explorer:
         plt.close(fig)  # shown by whoever asked for it
         axes = fig.subplot_mosaic([["kept", "ppl"], ["nll", "nll"]])
         self._draw_kept(axes["kept"], start_size, recent_size)
-        self._draw_ppl(axes["ppl"], results)
+        self._draw_ppl(axes["ppl"], self.table(start_size, recent_size))
         self._draw_nll(axes["nll"], results, start_size + recent_size)
         return fig
 
@@ -80,25 +80,24 @@ class Explorer:
         ax.set_title(f"Seen: {start_size} sinks + {recent_size} recent")
         ax.legend(loc="upper right")
 
-    def _draw_ppl(self, ax, results: dict[str, torch.Tensor]) -> None:
-        ppl, low, high = np.transpose([ppl_ci(stretches(nll)) for nll in results.values()])
-        names = ["dense", "window", "sinks +\nwindow"]
-        spread = {"yerr": [ppl - low, high - ppl], "capsize": 4, "ecolor": GREY}
-        bars = ax.bar(names, ppl, color=[method_color(name) for name in results], **spread)
-        ax.bar_label(bars, [f"{one:.1f}" for one in ppl], padding=2)
+    def _draw_ppl(self, ax, table: pd.DataFrame) -> None:
+        table = table.assign(name=[display_name(x).replace("+ ", "+\n") for x in table.method])
+        ax.bar(table.name, table.ppl, color=[method_color(x) for x in table.method])
+        points(ax, table, "name", "ppl", fmt="none", ecolor=GREY, capsize=4)
+        above = {"textcoords": "offset points", "ha": "center"}
+        for place, row in table.iterrows():
+            ax.annotate(f"{row.ppl:.1f}", (place, max(row.ppl, row.ppl_high)), (0, 3), **above)
         ax.margins(y=0.12)
         ax.grid(False, axis="x")
         ax.set_ylabel("perplexity")
         ax.set_title("Over the whole text")
 
     def _draw_nll(self, ax, results: dict[str, torch.Tensor], budget: int) -> None:
-        labels = ["dense", "window", "sinks + window"]
         edges = log_edges(16, len(self.tokens) - 1, per_octave=2)
-        for label, (name, nll) in zip(labels, results.items(), strict=True):
-            curve = by_position(nll[None], edges)
-            color, spread = method_color(name), (np.log(curve.ppl_low), np.log(curve.ppl_high))
-            ax.plot(curve.position, np.log(curve.ppl), label=label, color=color)
-            ax.fill_between(curve.position, *spread, color=color, alpha=0.15, linewidth=0)
+        for name, nll in results.items():
+            curve = by_position(nll[None], edges).set_index("position")
+            nats = np.log(curve).reset_index()
+            band(ax, nats, "position", "ppl", color=method_color(name), label=display_name(name))
         mark(ax, budget, "cache full")
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")

@@ -8,8 +8,8 @@ import seaborn as sns
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
-from lib.measure.stats import mean_ci
-from lib.plots import BLACK, GREY, PURPLE, mark_cells, plain_log
+from lib.measure.stats import place_table
+from lib.plots import BLACK, GREY, PURPLE, band, mark_cells, plain_log, points
 
 ORDERS = {"keep_low": (PURPLE, "-"), "keep_high": (PURPLE, "--")}
 ORDERS |= {"random": (GREY, ":"), "ideal": (BLACK, "-")}
@@ -44,11 +44,11 @@ def attention_by_norm(ax: Axes, parts: np.ndarray) -> None:
     Relative to the mean of all keys; bands are 95% intervals over the N texts.
     """
     layers, count = parts.shape[1:]
-    at = (np.arange(count) + 0.5) * 100 / count
+    table = place_table({"received": parts}, ("layer", "part"))
+    table["percentile"] = (table.part + 0.5) * 100 / count
     for layer, color in enumerate(layer_colors(layers)):
-        mean, low, high = np.transpose([mean_ci(values) for values in parts[:, layer].T])
-        ax.plot(at, mean, color=color, marker="o", ms=4, label=f"layer {layer}")
-        ax.fill_between(at, low, high, color=color, alpha=0.15, lw=0)
+        look = {"color": color, "marker": "o", "ms": 4, "label": f"layer {layer}"}
+        band(ax, table[table.layer == layer], "percentile", "received", **look)
     ax.axhline(1, color=BLACK, lw=1, ls=":")
     ax.set(xlabel="key norm (percentile in its head)", ylim=0)
     ax.set_ylabel("attention relative to the mean")
@@ -61,9 +61,8 @@ def attention_lost_panel(ax: Axes, curves: Mapping[str, np.ndarray]) -> None:
     at = np.linspace(0, C - 1, min(C, 129)).round().astype(int)
     for name, (color, line) in ORDERS.items():
         by_text = 100 * curves[name][..., at].mean((1, 2))  # (N, points)
-        mean, low, high = np.transpose([mean_ci(values) for values in by_text.T])
-        ax.plot(100 * (at + 1) / C, mean, color=color, ls=line, label=name.replace("_", " "))
-        ax.fill_between(100 * (at + 1) / C, low, high, color=color, alpha=0.15, lw=0)
+        table = place_table({"lost": by_text}, ("point",)).assign(dropped=100 * (at + 1) / C)
+        band(ax, table, "dropped", "lost", color=color, ls=line, label=name.replace("_", " "))
     ax.set(xlabel="cached keys dropped (%)", ylabel="attention lost (%)")
     ax.legend()
 
@@ -74,12 +73,11 @@ def sink_norms(ax: Axes, sinks: pd.DataFrame, levels: Mapping[str, float]) -> No
     `sinks` has `layer`, `attention` and `norm_over_median`, the last two with 95% intervals.
     """
     layers = sinks.layer.nunique()
+    shares = ["attention", "attention_low", "attention_high"]
+    percent = sinks.assign(**{column: 100 * sinks[column] for column in shares})
     for layer, color in enumerate(layer_colors(layers)):
-        part = sinks[sinks.layer == layer]
-        x, y = part.norm_over_median, 100 * part.attention
-        spread = [x - part.norm_over_median_low, part.norm_over_median_high - x]
-        up = [y - 100 * part.attention_low, 100 * part.attention_high - y]
-        ax.errorbar(x, y, up, spread, fmt="o", color=color, elinewidth=1, label=f"layer {layer}")
+        look = {"color": color, "elinewidth": 1, "label": f"layer {layer}"}
+        points(ax, percent[percent.layer == layer], "norm_over_median", "attention", **look)
     ax.axvline(1, color=BLACK, lw=1, ls=":")
     place = {"transform": ax.get_yaxis_transform(), "va": "bottom", "ha": "right", "fontsize": 10}
     for name, share in levels.items():
@@ -94,10 +92,8 @@ def skip_changes(ax: Axes, checked: pd.DataFrame) -> None:
     """Perplexity against the baseline's, the first row of `checked`, with intervals over texts."""
     rest = checked.iloc[:0:-1]  # without the baseline, the row after it on top
     names = [f"{row.method} ({row.tokens_held:,.0f})" for row in rest.itertuples()]
-    change = rest["ppl_change_%"]
-    spread = change - rest.ppl_change_low, rest.ppl_change_high - change
-    ax.errorbar(change, names, xerr=spread, fmt="P", color=PURPLE, capsize=3)
+    points(ax, rest.assign(name=names), "ppl_change_%", "name", fmt="P", color=PURPLE, capsize=3)
     ax.axvline(0, color=BLACK, lw=1, ls=":")
-    ax.set(xlabel="perplexity against the full cache (%)")
+    ax.set(xlabel="perplexity against dense (%)")
     heading = "norms kept, layers skipped (tokens per layer)"
     ax.set_title(heading, fontsize=11, weight="normal", loc="right")

@@ -17,8 +17,10 @@ from lib.plots import (
     SKY,
     VERMILLION,
     WIDTH,
+    display_name,
     method_style,
     plain_log,
+    points,
     subplots,
 )
 
@@ -58,13 +60,12 @@ def quality_by_budget(ax: Axes, part: pd.DataFrame, groups: Sequence[str]) -> No
     offsets = np.linspace(-0.22, 0.22, len(budgets)) if len(budgets) > 1 else [0]
     for budget, offset, color in zip(budgets, offsets, BUDGET_COLORS, strict=False):
         own = part[(part.budget == budget) & part.group.isin(groups)]
-        heights = [groups.index(group) + offset for group in own.group]
-        spread = [own.ratio - own.ratio_low, own.ratio_high - own.ratio]
-        look = {"fmt": "o", "color": color, "markersize": 5, "elinewidth": 1.2}
-        ax.errorbar(own.ratio, heights, xerr=spread, label=f"{budget:.0f}", **look)
+        own = own.assign(height=[groups.index(group) + offset for group in own.group])
+        look = {"color": color, "markersize": 5, "elinewidth": 1.2, "label": f"{budget:.0f}"}
+        points(ax, own, "ratio", "height", **look)
     ax.axvline(1, color=BLACK, linewidth=1, linestyle=":")
     plain_log(ax.xaxis)
-    ax.set_yticks(range(len(groups)), groups, fontsize=10)
+    ax.set_yticks(range(len(groups)), map(display_name, groups), fontsize=10)
     ax.set_ylim(len(groups) - 0.5, -0.5)  # the best on top
     ax.grid(False, axis="y")
 
@@ -87,7 +88,8 @@ def quality_vs_cost(
 def on_all(fronts: Mapping[int, pd.DataFrame]) -> str:
     """The groups that are on every one of `fronts`, as a list in words."""
     groups = [set(front.group) for front in fronts.values()]
-    return ", ".join(sorted(set.intersection(*groups))) or "no method on all"
+    shared = sorted(set.intersection(*groups))
+    return "; ".join(map(display_name, shared)) or "no method on all"
 
 
 def quality_by_cost(ax: Axes, part: pd.DataFrame, column: str, front: pd.DataFrame) -> None:
@@ -98,21 +100,17 @@ def quality_by_cost(ax: Axes, part: pd.DataFrame, column: str, front: pd.DataFra
     bars = {"fmt": "none", "elinewidth": 1, "alpha": 0.35}
     for group, own in part.groupby("group", sort=False):
         style, fill = method_style(group), FILLS[LINES.get(group, "-")]
-        spread = None
-        if f"{column}_q1" in own:
-            spread = [own[column] - own[f"{column}_q1"], own[f"{column}_q3"] - own[column]]
-        texts = [own.ppl - own.ppl_low, own.ppl_high - own.ppl]
-        ax.errorbar(own[column], own.ppl, texts, spread, **bars, ecolor=style.color)
+        points(ax, own, column, "ppl", ecolor=style.color, **bars)
         look = {"color": style.color, "marker": style.marker, "fillstyle": fill, "linestyle": ""}
         for number, row in enumerate(own.sort_values("budget").itertuples()):
             size = 9 if not np.isfinite(row.budget) else 5.5 + 1.2 * np.log2(row.budget / 256)
-            name = {"label": group} if number == 0 else {}
+            name = {"label": display_name(group)} if number == 0 else {}
             ax.plot(getattr(row, column), row.ppl, markersize=max(4, size), **look, **name)
     ax.plot(front[column], front.ppl, color=BLACK, linewidth=1, zorder=0, drawstyle="steps-post")
     near = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 10, "weight": "bold"}
     for number, row in enumerate(front.itertuples(), start=1):
         ax.annotate(str(number), (getattr(row, column), row.ppl), **near)
-    names = [f"{number} {name}" for number, name in enumerate(front.method, start=1)]
+    names = [f"{number} {name}" for number, name in enumerate(map(display_name, front.method), 1)]
     ax.text(1.02, 1, "\n".join(names), transform=ax.transAxes, va="top", fontsize=10)
     plain_log(ax.yaxis)
 
@@ -147,7 +145,7 @@ def heatmap(ax: Axes, table: pd.DataFrame, column: str, groups: Sequence[str], t
     ax.vlines(starts[1:], 0, len(groups), color="white", linewidth=5)
     ax.grid(False)
     ax.set_xticklabels([f"{budget:.0f}" for _, budget in grid], rotation=90, fontsize=9)
-    ax.set_yticklabels(groups, rotation=0, fontsize=10)
+    ax.set_yticklabels(map(display_name, groups), rotation=0, fontsize=10)
     for start, end in zip(starts, [*starts[1:], grid.shape[1]], strict=True):
         name = f"{lengths[start]:,}"
         ax.text((start + end) / 2, -0.25, name, ha="center", fontsize=10)

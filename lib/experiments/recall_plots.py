@@ -7,13 +7,14 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from lib.measure.rows import BASELINE
-from lib.plots import BLACK, GREY, plain_log
+from lib.plots import BLACK, GREY, WIDTH, band, display_name, plain_log, points, subplots
 
-NEAR = 1.25  # perplexity over the full cache's that passes for as good
-LITTLE = 1 / 5  # of the full cache's recall
+NEAR = 1.25  # perplexity over dense attention's that passes for as good
+LITTLE = 1 / 5  # of dense attention's recall
 
 
 def estimate(row: pd.Series, column: str = "accuracy_%", unit: str = "%") -> str:
@@ -36,35 +37,37 @@ def best_told(table: pd.DataFrame) -> str:
     if len(best) > 1:
         share = best["accuracy_%"].iloc[0]
         return f"{len(best)} of {len(table)} methods, level at the top, {share:.3g}%"
-    return f"the best method, {best.group.iloc[0]}, {estimate(best.iloc[0])}"
+    return f"the best method, {display_name(best.group.iloc[0])}, {estimate(best.iloc[0])}"
 
 
-def copying_title(methods: pd.DataFrame, full: pd.Series) -> str:
-    """Of the rows of `price_table` at one budget: `methods`, and the full cache's."""
-    title = f"Of copies from beyond {full.budget:,} tokens the full cache makes "
-    title += f"{full['accuracy_%']:.0f}%, "
-    if full["accuracy_%"] > 0:
-        little = (methods["accuracy_%"] < LITTLE * full["accuracy_%"]).sum()
+def copying_title(methods: pd.DataFrame, dense: pd.Series) -> str:
+    """Of the rows of `price_table` at one budget: `methods`, and dense attention's."""
+    title = f"Of copies from beyond {dense.budget:,} tokens dense attention makes "
+    title += f"{dense['accuracy_%']:.0f}%, "
+    if dense["accuracy_%"] > 0:
+        little = (methods["accuracy_%"] < LITTLE * dense["accuracy_%"]).sum()
         title += f"{little} of {len(methods)} methods less than a fifth of that, "
     return title + best_told(methods)
 
 
-def hidden(methods: pd.DataFrame, full: pd.Series) -> pd.DataFrame:
-    """Of these rows those with a perplexity near the full cache's and little of its recall."""
-    little = methods["accuracy_%"] < LITTLE * full["accuracy_%"]
+def hidden(methods: pd.DataFrame, dense: pd.Series) -> pd.DataFrame:
+    """Of these rows those with a perplexity near dense attention's and little of its recall."""
+    little = methods["accuracy_%"] < LITTLE * dense["accuracy_%"]
     return methods[(methods.ratio < NEAR) & little]
 
 
-def price_title(methods: pd.DataFrame, full: pd.Series) -> str:
+def price_title(methods: pd.DataFrame, dense: pd.Series) -> str:
     """What perplexity hides, of the same rows as in `copying_title`."""
     near = (methods.ratio < NEAR).sum()
-    title = f"With {full.budget:,} tokens kept {near} of {len(methods)} methods stay within 25% of "
-    title += "the full cache's perplexity"
-    if full["accuracy_%"] == 0:
+    title = (
+        f"With {dense.budget:,} tokens kept {near} of {len(methods)} methods stay within 25% of "
+    )
+    title += "dense attention's perplexity"
+    if dense["accuracy_%"] == 0:
         return f"{title}, which itself copies nothing from beyond them"
     if near == 0:
         return title
-    return f"{title}; {len(hidden(methods, full))} of these {near} copy less than a fifth as much"
+    return f"{title}; {len(hidden(methods, dense))} of these {near} copy less than a fifth as much"
 
 
 def agreement(methods: pd.DataFrame) -> str:
@@ -86,52 +89,82 @@ def budget_colors(budgets: Sequence[int]) -> list[tuple]:
     return list(colormaps["plasma"](np.linspace(0.75, 0.25, len(budgets))))
 
 
-def copying_panels(axes: np.ndarray, copied: pd.DataFrame, budgets: Sequence[int]) -> None:
-    """Copying by distance, a panel for each method: its budgets, and the full cache (dashed)."""
+def copying_panels(copied: pd.DataFrame, budgets: Sequence[int]) -> Figure:
+    """Copying by distance, a panel for each method: its budgets, and dense attention (dashed)."""
     groups = copied.group[copied.method != BASELINE].unique()
-    full, distances = copied[copied.method == BASELINE], copied.distance.unique()
+    across = min(5, len(groups))
+    down = -(-len(groups) // across)
+    shape = {"figsize": (WIDTH + 1, 1.9 * down + 1.2), "layout": "constrained"}
+    fig, axes = subplots(down, across, sharex=True, sharey=True, squeeze=False, **shape)
     for group, ax in zip(groups, axes.flat, strict=False):
-        lines = [(full, "--", BLACK, "full cache")]
-        for budget, color in zip(budgets, budget_colors(budgets), strict=True):
-            own = copied[(copied.group == group) & (copied.budget == budget)]
-            lines.append((own, "-", color, f"budget {budget:,}"))
-            ax.axvline(budget, color=color, lw=1, ls=":")
-        for part, line, color, label in lines:
-            ax.plot(part.distance, part["accuracy_%"], line, c=color, marker="o", ms=4, label=label)
-            spread = part["accuracy_%_low"], part["accuracy_%_high"]
-            ax.fill_between(part.distance, *spread, color=color, alpha=0.15, lw=0)
-        ax.set_title(group, fontsize=11, weight="normal", pad=5)
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(distances, [f"{distance:,}" for distance in distances])
-        ax.tick_params(axis="x", labelsize=9, labelrotation=45)
-        ax.set(ylim=(-4, 104), yticks=(0, 50, 100))
+        copying_panel(ax, copied, group, budgets)
     for ax in axes.flat[len(groups) :]:
         ax.set_visible(False)
+    look = {"title": "distance to the first copy (tokens); dotted: the budgets"}
+    look |= {"loc": "outside lower center", "ncols": 1 + len(budgets), "fontsize": 10}
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), title_fontsize=12, **look)
+    fig.supylabel(f"copied right (%), n = {copied.n_texts.max()}", fontsize=12)
+    return fig
+
+
+def copying_panel(ax: Axes, copied: pd.DataFrame, group: str, budgets: Sequence[int]) -> None:
+    """Copying by distance of one method, a line for each budget."""
+    lines = [(copied[copied.method == BASELINE], "--", BLACK, display_name(BASELINE))]
+    for budget, color in zip(budgets, budget_colors(budgets), strict=True):
+        own = copied[(copied.group == group) & (copied.budget == budget)]
+        lines.append((own, "-", color, f"budget {budget:,}"))
+        ax.axvline(budget, color=color, lw=1, ls=":")
+    for part, line, color, label in lines:
+        look = {"ls": line, "color": color, "marker": "o", "ms": 4, "label": label}
+        band(ax, part, "distance", "accuracy_%", **look)
+    distances = copied.distance.unique()
+    ax.set_title(display_name(group), fontsize=11, weight="normal", pad=5)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(distances, [f"{distance:,}" for distance in distances])
+    ax.tick_params(axis="x", labelsize=9, labelrotation=45)
+    ax.set(ylim=(-4, 104), yticks=(0, 50, 100))
 
 
 def price_panels(axes: np.ndarray, price: pd.DataFrame, budgets: Sequence[int]) -> None:
     """Perplexity and copying side by side, a line for each group in the order of perplexity.
 
-    Shaded: near the full cache's perplexity (`NEAR`), and little of its copying (`LITTLE`).
+    Shaded: near dense attention's perplexity (`NEAR`), and little of its copying (`LITTLE`).
     """
     last = price[price.budget == max(budgets)].set_index("group")
     order = [BASELINE, *last.drop(index=BASELINE).sort_values("ratio").index]
     for place, (budget, color) in enumerate(zip(budgets, budget_colors(budgets), strict=True)):
         part = price[price.budget == budget].set_index("group").loc[order]
-        y = np.arange(len(order)) + 0.25 * (place - (len(budgets) - 1) / 2)
+        part["y"] = np.arange(len(order)) + 0.25 * (place - (len(budgets) - 1) / 2)
         for ax, column in zip(axes, ("ratio", "accuracy_%"), strict=True):
-            x = part[column]
-            spread = [x - part[f"{column}_low"], part[f"{column}_high"] - x]
-            look = {"color": color, "capsize": 2, "label": f"budget {budget:,}"}
-            ax.errorbar(x, y, xerr=spread, fmt="o", ms=5, **look)
+            look = {"color": color, "ms": 5, "capsize": 2, "label": f"budget {budget:,}"}
+            points(ax, part, column, "y", **look)
     left, right = axes
     plain_log(left.xaxis)
     left.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
-    left.set(xlabel="perplexity / full cache's", yticks=range(len(order)), yticklabels=order)
+    left.set_xlabel(f"perplexity / {display_name(BASELINE)}")
+    left.set_yticks(range(len(order)), map(display_name, order))
     left.invert_yaxis()
     left.axvspan(1, NEAR, color=GREY, alpha=0.2, lw=0)
     right.axvspan(0, LITTLE * last.loc[BASELINE, "accuracy_%"], color=GREY, alpha=0.2, lw=0)
     right.set(xlabel="copied from beyond the budget (%)", xlim=(-3, 103))
+
+
+def passkey_panels(found: pd.DataFrame, groups: Sequence[str], budgets: Sequence[int]) -> Figure:
+    """A panel for each of `budgets`, and for each length of the prompts."""
+    lengths = found.length.unique()
+    size = (WIDTH, len(budgets) * (0.3 * len(groups) + 0.6) + 0.6)
+    shape = {"figsize": size, "layout": "constrained", "sharex": True, "sharey": True}
+    fig, axes = subplots(len(budgets), len(lengths), squeeze=False, **shape)
+    for (i, j), ax in np.ndenumerate(axes):
+        at = found[(found.length == lengths[j]) & found.budget.isin([budgets[i], np.inf])]
+        passkey_panel(ax, at, groups)
+        ax.set_ylabel(f"budget {budgets[i]:,}" if j == 0 else "")
+        if i == 0:
+            title = f"{lengths[j]:,} tokens (n = {found.n_texts.max()})"
+            ax.set_title(title, fontsize=12, weight="normal")
+    fig.supxlabel("depth in the prompt (0 is its beginning)", fontsize=12)
+    fig.colorbar(axes[0, 0].collections[0], ax=axes, shrink=0.6, label="passkeys retrieved (%)")
+    return fig
 
 
 def passkey_panel(ax: Axes, found: pd.DataFrame, groups: Sequence[str]) -> None:
@@ -139,5 +172,5 @@ def passkey_panel(ax: Axes, found: pd.DataFrame, groups: Sequence[str]) -> None:
     grid = found.pivot(index="group", columns="depth", values="accuracy_%").loc[list(groups)]
     look = {"vmin": 0, "vmax": 100, "cmap": "cividis", "annot": True, "fmt": ".0f", "cbar": False}
     sns.heatmap(grid.astype(float), ax=ax, annot_kws={"size": 9}, **look)
-    ax.set(xlabel="", ylabel="")
+    ax.set(xlabel="", ylabel="", yticklabels=map(display_name, groups))
     ax.tick_params(axis="both", labelrotation=0, labelsize=10)

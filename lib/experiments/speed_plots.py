@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.plots import PART_COLORS, WIDTH, method_band, plain_log, subplots
+from lib.plots import PART_COLORS, WIDTH, display_name, method_band, plain_log, subplots
 
 PANELS = {
     "ttft_s": "TTFT (seconds)",
@@ -27,9 +27,8 @@ def speed_panels(speed: pd.DataFrame) -> Figure:
     """
     fig, axes = subplots(2, 2, figsize=(WIDTH, 6.4), sharex=True, layout="constrained")
     for (column, label), ax in zip(PANELS.items(), axes.flat, strict=True):
-        quartiles = {f"{column}_q1": f"{column}_low", f"{column}_q3": f"{column}_high"}
-        for name, part in speed.rename(columns=quartiles).groupby("method", sort=False):
-            method_band(ax, part, "context", column, name, name)
+        for name, part in speed.groupby("method", sort=False):
+            method_band(ax, part, "context", column, name)
         ax.set_xscale("log", base=2)
         if column in ("ttft_s", "cache_mib"):
             plain_log(ax.yaxis)
@@ -56,7 +55,7 @@ def step_parts(parts: pd.DataFrame) -> Figure:
         for column, (label, color) in PARTS.items():
             ax.bar(ticks, part[column], bottom=bottom, color=color, label=label, width=0.7)
             bottom = bottom + part[column]
-        ax.set_title(name, fontsize=12, weight="normal")
+        ax.set_title(display_name(name), fontsize=12, weight="normal")
         _name_contexts(ax)
     axes[0].set_ylabel("ms per token")
     handles, labels = axes[0].get_legend_handles_labels()

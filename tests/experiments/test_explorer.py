@@ -70,7 +70,7 @@ def test_explorer_redraws_when_a_slider_moves(explorer, monkeypatch):
 def test_explorer_figure(explorer):
     fig = explorer.draw(2, 10)
     kept, ppl, nll = (
-        next(ax for ax in fig.axes if ax.get_title() == title)
+        next(ax for ax in fig.axes if title in (ax.get_title(), ax.get_title("left")))
         for title in (
             "Seen: 2 sinks + 10 recent",
             "Over the whole text",
@@ -81,7 +81,7 @@ def test_explorer_figure(explorer):
     expected = [math.exp(x[:64].mean()) for x in explorer.compare(2, 10).values()]
     assert heights == pytest.approx(expected, rel=1e-5)
     labels = [line.get_label() for line in nll.lines[:3]]
-    assert labels == ["dense", "window", "sinks + window"]
+    assert labels == ["dense", "window 12", "sinks + window 12"]
     assert nll.lines[3].get_xdata()[0] == 12  # where the cache is full
     # the two areas: (key, query) inside or outside, against the rule
     window, sinks = (area.get_paths()[0] for area in kept.collections)

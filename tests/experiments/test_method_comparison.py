@@ -18,7 +18,12 @@ from lib.experiments.method_comparison import (
     pareto_front,
     recommended,
 )
-from lib.experiments.method_comparison_plots import by_quality, on_all
+from lib.experiments.method_comparison_plots import (
+    by_quality,
+    on_all,
+    quality_vs_budget,
+    quality_vs_cost,
+)
 from lib.measure.perplexity import Evaluation
 from lib.measure.stats import mean_ci
 from lib.paths import PARAMS, ROOT
@@ -94,8 +99,29 @@ def test_groups_are_sorted_at_the_shared_budgets():
         1: pd.DataFrame({"group": ["b", "a", "a"]}),
         2: pd.DataFrame({"group": ["a", "b", "c"]}),
     }
-    assert on_all(fronts) == "a, b"
+    assert on_all(fronts) == "a; b"
     assert on_all(fronts | {3: fronts[2][2:]}) == "no method on all"
+    assert on_all({1: pd.DataFrame({"group": ["streaming", "tova"]})}) == "sinks + window; tova"
+
+
+def test_figures_name_methods_as_pages_do_and_show_intervals():
+    values = {"length": 100, "budget": [64.0, 64.0, math.inf], "group": ["streaming", "tova", "x"]}
+    table = pd.DataFrame(values).assign(method=["streaming_64", "tova_64", "baseline"])
+    table[["ratio", "ratio_low", "ratio_high"]] = [[1.2, 1.1, 1.5], [2, 1.5, 4], [1, 1, 1]]
+    table[["ppl", "ppl_low", "ppl_high"]] = [[12.0, 11, 15], [20, 15, 40], [10, 9, 11]]
+    table[["tpot_ms", "tpot_ms_q1", "tpot_ms_q3"]] = [[1.0, 0.5, 2], [3, 2, 4], [5, 4, 7]]
+    fig = quality_vs_budget(table, ["streaming", "tova"], "")
+    assert [tick.get_text() for tick in fig.axes[0].get_yticklabels()] == ["sinks + window", "tova"]
+    (bars,) = fig.axes[0].collections
+    assert [bar[:, 0].tolist() for bar in bars.get_segments()] == [[1.1, 1.5], [1.5, 4]]
+    fig = quality_vs_cost(table, {100: table[:2]}, "tpot_ms", "")
+    assert fig.axes[0].texts[-1].get_text() == "1 sinks + window 64\n2 tova_64"
+    ends = [
+        bar[:, axis].tolist()
+        for axis, bars in enumerate(fig.axes[0].collections[:2])
+        for bar in bars.get_segments()
+    ]
+    assert ends == [[0.5, 2], [11, 15]]
 
 
 def test_by_group():

@@ -114,16 +114,16 @@ def rows(accuracy: list[float], ratio: list[float]) -> pd.DataFrame:
     return table.assign(**ends)
 
 
-FULL = rows([80], [1]).iloc[0]
+DENSE = rows([80], [1]).iloc[0]
 
 
 def test_what_the_titles_of_recall_say():
     table = rows([10, 60, 0, 20], [1.1, 1.5, 1.2, 1.3])
     assert leaders(table).group.tolist() == ["b"]
-    assert hidden(table, FULL).group.tolist() == ["a", "c"]  # below a fifth of 80, near 1
-    assert "2 of 4 methods less than a fifth" in copying_title(table, FULL)
-    assert "the best method, b, 60% (0 to 100)" in copying_title(table, FULL)
-    assert price_title(table, FULL).endswith("; 2 of these 2 copy less than a fifth as much")
+    assert hidden(table, DENSE).group.tolist() == ["a", "c"]  # below a fifth of 80, near 1
+    assert "2 of 4 methods less than a fifth" in copying_title(table, DENSE)
+    assert "the best method, b, 60% (0 to 100)" in copying_title(table, DENSE)
+    assert price_title(table, DENSE).endswith("; 2 of these 2 copy less than a fifth as much")
     ranks = [2, 4, 1, 3], [1, 4, 2, 3]
     assert f"{spearmanr(*ranks).statistic:+.2f}" in agreement(table)
 
@@ -132,12 +132,12 @@ def test_titles_name_no_best_where_none_is():
     level = rows([50, 0, 50, 50], [2.0, 2.0, 3.0, 2.0])
     assert leaders(level).group.tolist() == ["a", "c", "d"]
     assert best_told(level) == "3 of 4 methods, level at the top, 50%"
-    assert "copy" not in price_title(level, FULL)  # no perplexity is near the full cache's
+    assert "copy" not in price_title(level, DENSE)  # no perplexity is near dense attention's
     for constant in (rows([0, 0, 0], [1.1, 1.2, 1.3]), rows([10, 20], [1, 1]), rows([30], [1.2])):
         assert "no rank correlation" in agreement(constant)
         nothing = rows([0], [1]).iloc[0]
-        for full in (FULL, nothing):
-            said = copying_title(constant, full) + price_title(constant, full)
+        for dense in (DENSE, nothing):
+            said = copying_title(constant, dense) + price_title(constant, dense)
             assert "nan" not in said
             assert ("best" in said) == (constant["accuracy_%"].max() > 0)
         assert "fifth" not in said  # of nothing

@@ -1,9 +1,25 @@
-"""The figures of the mistakes: what each costs, and how perplexity depends on the chunk."""
+"""The figures of the mistakes: what each costs, by chunk, and along a text."""
+
+from collections.abc import Mapping
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from lib.plots import BLACK, BLUE, ORANGE, VERMILLION, label_line_ends, plain_log
+from lib.plots import (
+    BLACK,
+    BLUE,
+    ORANGE,
+    VERMILLION,
+    WIDTH,
+    band,
+    label_line_ends,
+    mark,
+    method_band,
+    plain_log,
+    points,
+    subplots,
+)
 
 LOOKS = {
     "exact": (BLUE, "s"),
@@ -19,14 +35,8 @@ def ratio(value: float) -> str:
 
 def ratios(ax: Axes, table: pd.DataFrame) -> None:
     """The ratio of each mistake of a `mistake_table` with its interval, the highest on top."""
-    ranked = table.sort_values("ratio", ignore_index=True)
-    # not below 0: where nothing differs, rounding does
-    spread = [
-        (ranked.ratio - ranked.ratio_low).clip(lower=0),
-        (ranked.ratio_high - ranked.ratio).clip(lower=0),
-    ]
-    look = {"fmt": "o", "color": VERMILLION, "capsize": 3, "elinewidth": 1.5}
-    ax.errorbar(ranked.ratio, ranked.index, xerr=spread, **look)
+    ranked = table.sort_values("ratio", ignore_index=True).reset_index(names="rank")
+    points(ax, ranked, "ratio", "rank", color=VERMILLION, capsize=3, elinewidth=1.5)
     for height, row in ranked.iterrows():
         place = max(row.ratio_high, row.ratio, 1), height  # right of the line at 1, too
         ax.annotate(ratio(row.ratio), place, (8, 0), textcoords="offset points", va="center")
@@ -42,10 +52,8 @@ def ratio_by_chunk(ax: Axes, chunks: pd.DataFrame, dense: float) -> None:
     """A line with its band for each way of a `by_chunk` table, and dense attention's ratio."""
     for way, part in chunks.groupby("way", sort=False):
         color, marker = LOOKS[way]
-        label = way.replace(" the", "\nthe")
-        ax.plot(part.chunk_size, part.ratio, color=color, marker=marker, label=label)
-        band = {"color": color, "alpha": 0.2, "linewidth": 0}
-        ax.fill_between(part.chunk_size, part.ratio_low, part.ratio_high, **band)
+        look = {"color": color, "marker": marker, "label": way.replace(" the", "\nthe")}
+        band(ax, part, "chunk_size", "ratio", alpha=0.2, **look)
     sizes = sorted(chunks.chunk_size.unique())
     ax.axhline(dense, color=BLACK, linestyle=":", linewidth=1.2)
     ax.text(sizes[0], dense, "dense attention, no budget", va="bottom", fontsize=10)
@@ -54,3 +62,16 @@ def ratio_by_chunk(ax: Axes, chunks: pd.DataFrame, dense: float) -> None:
     plain_log(ax.yaxis)
     ax.set_ylim(bottom=0.8 * min(dense, chunks.ratio.min()))
     label_line_ends(ax, gap=0.16)
+
+
+def not_turned(turning: pd.DataFrame, marks: Mapping[str, int]) -> Figure:
+    """Perplexity of keys not turned over turned ones, by `position`; `marks` names positions."""
+    fig, ax = subplots(figsize=(WIDTH, 3.8), layout="constrained")
+    method_band(ax, turning, "position", "ppl", "recent_only", "not turned")
+    ax.axhline(1, color=BLACK, linewidth=1.2)
+    for word, position in marks.items():
+        mark(ax, position, word)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    ax.set(xlabel="position in the text (tokens)", ylabel="perplexity, not turned / turned")
+    return fig
