@@ -28,7 +28,7 @@ PAGES = (
     ROOT / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "benchmarks" / "README.md",
-    ROOT / "models" / "reference" / "README.md",
+    *sorted((ROOT / "models").glob("*/README.md")),
 )
 _QUOTE = re.compile(
     r"(<!-- (results/(?:[\w.-]+/)?tables/\w+\.(?:md|csv))([^\n]*?) -->).*?(<!-- end -->)", re.DOTALL
