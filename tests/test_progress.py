@@ -2,11 +2,15 @@
 
 import sys
 
+import nbformat
 import pytest
-from tqdm.auto import tqdm
+from nbclient import NotebookClient
 
-from lib import progress as module
+from lib.paths import ROOT
 from lib.progress import progress
+
+COUNT = "for _ in progress([1, 2], desc='counting'): pass"
+HEADLESS = "import os; os.environ['KVLAB_NOTEBOOK'] = '03_speed'\n"
 
 
 @pytest.fixture(autouse=True)
@@ -36,17 +40,19 @@ def test_not_where_nobody_looks(monkeypatch, capsys):
     stderr_is_terminal(monkeypatch, True)
     assert progress([1], disable=True).disable
     monkeypatch.setenv("KVLAB_NOTEBOOK", "03_speed")
-    monkeypatch.setattr(module, "_in_notebook", lambda: True)
     assert list(progress([1, 2])) == [1, 2]
     progress(total=7).update(1)
     assert capsys.readouterr().err == ""
 
 
-def test_in_an_open_notebook(monkeypatch):
-    stderr_is_terminal(monkeypatch, False)
-    assert not module._in_notebook()
-    monkeypatch.setattr(module, "_in_notebook", lambda: True)
-    bar = progress([1], desc="counting")
-    assert isinstance(bar, tqdm)
-    assert not bar.disable
-    bar.close()
+def test_a_widget_in_an_open_notebook_and_none_in_a_headless_one():
+    cells = ["from lib.progress import progress", COUNT, HEADLESS + COUNT]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    resources = {"metadata": {"path": str(ROOT)}}
+    NotebookClient(notebook, kernel_name="python3", resources=resources).execute()
+    _, (output,), headless = (cell.outputs for cell in notebook.cells)
+    assert "application/vnd.jupyter.widget-view+json" in output.data
+    (state,) = notebook.metadata.widgets.values()
+    shown = [widget["state"].get("value") for widget in state["state"].values()]
+    assert any("2/2" in str(value) for value in shown)  # its end, not how it began
+    assert headless == []

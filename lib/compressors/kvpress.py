@@ -23,7 +23,7 @@ def load_press(name: str) -> Any:
     except ImportError as error:
         raise ImportError(
             "kvpress is not installed: it is the extra kv-lab[kvpress], and since it asks for an "
-            "older transformers than the pinned one, the README says how to install it beside"
+            "older transformers than the pinned one, docs/methods.md says how to install it beside"
         ) from error
     press = getattr(kvpress, name, None)
     ok = isinstance(press, type) and issubclass(press, kvpress.ScorerPress)

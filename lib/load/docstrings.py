@@ -8,6 +8,7 @@ import ast
 import hashlib
 import importlib.util
 import inspect
+import json
 import sys
 import warnings
 from collections.abc import Iterator
@@ -83,48 +84,48 @@ def _file_docstrings(path: Path, module: str) -> Iterator[tuple[str, str]]:
             yield _header(node, module), docstring
 
 
-def _package_text(package: str, seen: set[bytes]) -> str:
-    """Signatures and docstrings of one package, files sorted by path, repeats dropped."""
+def _package_docstrings(package: str, distribution: str) -> list[tuple[str, str]]:
+    """(header, docstring) of all that one package documents, files sorted by path.
+
+    A package is read once: from then on it comes from the cache.
+    """
+    recipe = f"{distribution}=={version(distribution)}\n{inspect.getsource(sys.modules[__name__])}"
+    key = hashlib.sha256(recipe.encode()).hexdigest()[:16]
+    cached = cache_dir() / "text" / f"docs-{package}-{key}.json"
+    if cached.exists():
+        return json.loads(cached.read_bytes())
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"package {package!r} is not installed; run `make setup`")
     root = Path(next(iter(spec.submodule_search_locations)))
-    parts = []
-    for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
+    paths = sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix())
+    found = []
+    for path in progress(paths, desc=f"docstrings of {package}", unit="file", leave=False):
         module = ".".join([package, *path.relative_to(root).with_suffix("").parts])
-        for header, docstring in _file_docstrings(path, module.removesuffix(".__init__")):
-            digest = hashlib.sha256(docstring.encode()).digest()
-            if digest not in seen:
-                seen.add(digest)
-                parts.append(f"{header}\n{docstring}\n")
-    return "\n".join(parts)
+        found += _file_docstrings(path, module.removesuffix(".__init__"))
+    with atomic_path(cached) as temporary:
+        temporary.write_text(json.dumps(found), encoding="utf-8")
+    return found
 
 
 def docs_rows(split: str = "heldout") -> Iterator[str]:
     """The text of one split, `"heldout"` (networkx, sympy) or `"train"`, package by package.
 
-    Joined by line ends it is deterministic for a set of installed versions. Read to its end once,
-    it comes from the cache from then on, as one row. Raises ValueError on an unknown split.
+    Signatures and docstrings, repeats dropped. Joined by line ends it is deterministic for a set of
+    installed versions. Packages that are not asked for are not read. Raises ValueError on an
+    unknown split.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: allowed are {sorted(SPLITS)}")
-    packages = SPLITS[split]
-    versions = [f"{name}=={version(dist)}" for name, dist in packages.items()]
-    recipe = inspect.getsource(sys.modules[__name__])
-    key = hashlib.sha256("\n".join([*versions, recipe]).encode()).hexdigest()[:16]
-    path = cache_dir() / "text" / f"docs-{split}-{key}.txt"
-    if path.exists():
-        yield path.read_bytes().decode("utf-8")
-        return
-    seen: set[bytes] = set()
-    rows = []
-    for package in progress(packages, desc=f"reading docstrings ({split})"):
+    seen: set[str] = set()
+    for package, distribution in SPLITS[split].items():
+        parts = []
+        for header, docstring in _package_docstrings(package, distribution):
+            if docstring not in seen:
+                seen.add(docstring)
+                parts.append(f"{header}\n{docstring}\n")
         # lone surrogates can't be written as UTF-8; one package's tests hold some
-        text = _package_text(package, seen).encode("utf-8", errors="replace")
-        rows.append(text)
-        yield text.decode("utf-8")
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(b"\n".join(rows))
+        yield "\n".join(parts).encode("utf-8", errors="replace").decode("utf-8")
 
 
 def docs_text(split: str = "heldout") -> str:

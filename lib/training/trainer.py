@@ -43,14 +43,10 @@ def _optimizers(model, recipe: Recipe, phase: Phase) -> list[torch.optim.Optimiz
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
     inside = {id(p) for p in matrices} if phase.optimizer == "muon" else set()
     rest = [p for p in model.parameters() if id(p) not in inside]
-    adamw = {"lr": phase.lr, "betas": (0.9, 0.95), "weight_decay": recipe.weight_decay}
-    optimizers = [torch.optim.AdamW(rest, **adamw, fused=True)]
+    decay = {"weight_decay": recipe.weight_decay}
+    optimizers = [torch.optim.AdamW(rest, lr=phase.lr, betas=(0.9, 0.95), fused=True, **decay)]
     if inside:
-        decay = recipe.weight_decay
-        optimizers.append(torch.optim.Muon(matrices, lr=phase.muon_lr, weight_decay=decay))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
+        optimizers.append(torch.optim.Muon(matrices, lr=phase.muon_lr, **decay))
     return optimizers
 
 
@@ -113,8 +109,8 @@ class Trainer:
         """One update; the loss before it."""
         recipe = self.recipe
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * _lr_factor(phase, step)
+            (group,) = optimizer.param_groups
+            group["lr"] = optimizer.defaults["lr"] * _lr_factor(phase, step)
         # seeded by the step, so that a resumed run sees what an uninterrupted one would
         rng = np.random.default_rng([recipe.seed, self.state["total"]])
         mix = (recipe.vocab_size, recipe.copy_share, recipe.repeat_share)
@@ -136,9 +132,8 @@ class Trainer:
         self.model.eval()
         row = {"step": self.state["total"], "tokens": self.state["seen"]}
         row |= {"seconds": round(self.state["seconds"], 1), "phase": self.state["phase"]}
-        self.state["log"].append(
-            row | {"train_loss": train_loss, **probe(self.model, self.heldout)}
-        )
+        row |= {"train_loss": train_loss, **probe(self.model, self.heldout)}
+        self.state["log"].append(row)
         self.model.train()
 
     def _save(self) -> None:

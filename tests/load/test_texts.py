@@ -1,5 +1,6 @@
 """Texts by name, and the docstrings of installed packages."""
 
+import json
 import re
 import socket
 import sys
@@ -388,8 +389,8 @@ def test_docs_text(package):
 def test_docs_text_is_written_once_and_does_not_depend_on_the_order_of_files(package, cache):
     docs.docs_text("heldout")
     (file,) = (cache / "text").iterdir()
-    file.write_text("from the disk")
-    assert docs.docs_text("heldout") == "from the disk"
+    file.write_text(json.dumps([("from", "the disk"), ("a repeat of", "the disk")]))
+    assert docs.docs_text("heldout") == "from\nthe disk\n"
     file.unlink()
     for path in sorted(package.rglob("*.py"), reverse=True):  # written anew, the other way round
         content = path.read_text()
@@ -404,9 +405,26 @@ def test_packages_that_are_not_asked_for_are_not_read(package, monkeypatch, cach
     monkeypatch.setitem(docs.SPLITS, "heldout", {"fake_pkg": "torch", "no_such_pkg": "torch"})
     assert next(docs.docs_rows("heldout")) == EXPECTED
     assert load_tokens("docs", word_tokenizer("w1"), max_tokens=3).tolist() == [1, 99, 99]
-    assert not (cache / "text").exists()  # half a text is not kept
+    (file,) = (cache / "text").iterdir()  # what was read is kept, though there is more
+    monkeypatch.setattr(docs, "_file_docstrings", None)
+    assert next(docs.docs_rows("heldout")) == EXPECTED
     with pytest.raises(ModuleNotFoundError, match="package 'no_such_pkg' is not installed"):
         load_tokens("docs", word_tokenizer("w1"))
+    assert [*(cache / "text").iterdir()] == [file]
+
+
+def test_repeats_are_dropped_across_packages(package, monkeypatch):
+    """Also where one of them comes from the cache, and whichever was read first."""
+    other = package.parent / "other_pkg"
+    other.mkdir()
+    (other / "__init__.py").write_text(f'"""A text that is its own."""\n{SECOND}')
+    for split, names in {"heldout": ["fake_pkg", "other_pkg"], "train": ["other_pkg"]}.items():
+        monkeypatch.setitem(docs.SPLITS, split, dict.fromkeys(names, "torch"))
+    alone = docs.docs_text("train")
+    assert "class B:\nAnother class." in alone
+    own = "module other_pkg\nA text that is its own.\n"
+    assert docs.docs_text("heldout") == f"{EXPECTED}\n{own}"
+    assert docs.docs_text("train") == alone
 
 
 def test_another_version_is_another_text(package, monkeypatch, cache):
@@ -420,7 +438,7 @@ def test_docs_refuse():
     with pytest.raises(ValueError, match=r"split='test': allowed are \['heldout', 'train'\]"):
         docs.docs_text("test")
     with pytest.raises(ModuleNotFoundError, match="package 'no_such_pkg' is not installed"):
-        docs._package_text("no_such_pkg", set())
+        docs._package_docstrings("no_such_pkg", "torch")
 
 
 def test_held_out_packages_are_held_out():
