@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 figures: setup ## run all notebooks into results/ (PARAMS=params/quick.yaml: small and fast)
 	$(BIN)/python -m lib.run $(if $(PARAMS),--params $(PARAMS))
-	@test -n "$(PARAMS)$(KVLAB_RESULTS)" || $(BIN)/python -m lib.results.readme
+	@$(BIN)/python -m lib.results.readme
 
 run: setup ## run one notebook: make run NB=03_speed ARGS="-p cache 512"
 	@test -n "$(NB)" || { echo 'usage: make run NB=03_speed ARGS="-p cache 512"' >&2; exit 2; }

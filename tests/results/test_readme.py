@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from lib import disable_streaming_llm
+from lib.compressors import method_table
 from lib.paths import NOTEBOOKS, PARAMS, ROOT
 from lib.results import readme
 from lib.results.declared import declared_outputs
@@ -162,9 +163,10 @@ def test_method_example_is_a_method():
     exec(example, names)
     method = names["EveryOther"].at_budget(64)
     assert len([line for line in example.splitlines() if line]) <= 15
-    for length, every in ((64, 1), (65, 2), (200, 4)):
-        index = method.keep(Held(*[torch.zeros(1, 2, length, 4)] * 2, 0, 1))
-        assert index.tolist() == list(range(0, length, every))
+    held = {length: Held(*[torch.zeros(1, 2, length, 4)] * 2, 0, 1) for length in (64, 65, 200)}
+    assert method.keep(held[64]) is None
+    for length, every in ((65, 2), (200, 4)):
+        assert method.keep(held[length]).tolist() == list(range(0, length, every))
     model, tokenizer = load_model("reference")
     tokens = load_tokens("docs", tokenizer, max_tokens=400)
     result = evaluate(model, tokens, method, chunk_size=16)
@@ -172,23 +174,52 @@ def test_method_example_is_a_method():
     assert torch.isfinite(result.nll).all()
 
 
-def test_a_file_and_an_entry_make_a_row(tmp_path):
-    """As the section says it, in a copy of the package."""
+NEW_METHOD = """
+import pandas as pd
+from lib.compressors import list_methods, method_table
+from lib.experiments.method_comparison_plots import quality_vs_cost
+from lib.measure.rows import group_of, rows_of
+from lib.plots import METHODS, display_name
+
+rows = rows_of(["every_other"], [64, 32])
+table = pd.DataFrame({"method": [*rows], "group": [*map(group_of, rows)], "length": 96})
+table = table.assign(budget=64.0, cache_mib=1.0, ppl=[3.0, 4, 5, 6, 7])
+fig = quality_vs_cost(table, {96: table[:1]}, "cache_mib", "MiB")
+looks = {x.get_label(): (x.get_color(), x.get_marker()) for x in fig.axes[0].lines}
+assert "every_other" in list_methods() and "every_other" in set(method_table().method)
+assert looks["every_other"] not in {(style.color, style.marker) for style in METHODS.values()}
+print(rows, [display_name(row) for row in rows])
+"""
+
+
+def test_one_file_and_one_line_make_a_method(tmp_path):
+    """As the section says it, in a copy of the package: a row, a name and a look of its own."""
     shutil.copytree(ROOT / "lib", tmp_path / "lib")
-    (example,) = examples(section(DOCS["methods"], "Add a method"))
+    text = section(DOCS["methods"], "Add a method")
+    (example,) = examples(text)
+    (line,) = re.findall(r"`(from \.\w+ import \w+)`", text)
     folder = tmp_path / "lib" / "compressors"
     (folder / "every_other.py").write_text(example)
-    entries = (folder / "__init__.py").read_text()
-    changed = entries.replace(
-        "\nfrom .fix_size", "\nfrom .every_other import EveryOther\nfrom .fix_size"
-    )
-    changed = changed.replace("        SnapKV,\n", "        SnapKV,\n        EveryOther,\n")
-    (folder / "__init__.py").write_text(changed)
-    use = "from lib.measure.rows import rows_of; print(rows_of(['every_other'], [64, 32]))"
-    done = subprocess.run([sys.executable, "-c", use], cwd=tmp_path, capture_output=True, text=True)
+    imports = (folder / "__init__.py").read_text()
+    last = "from .snapkv import SnapKV\n"
+    (folder / "__init__.py").write_text(imports.replace(last, f"{last}{line}\n"))
+    command = [sys.executable, "-c", NEW_METHOD]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for budget in (64, 32):
         assert f"'every_other_{budget}': EveryOther(budget={budget})" in done.stdout
+        assert f", 'every_other_{budget}'" in done.stdout.split("[")[1]
+
+
+def test_the_table_of_methods_is_that_of_the_registry():
+    """A row for each method, which names its paper."""
+    rows = re.findall(r"^\| `(\w+)` \|.* \| ([^|]*) \|$", DOCS["methods"], re.MULTILINE)
+    table = method_table().set_index("method")
+    assert sorted(method for method, _ in rows) == sorted(table.index)
+    for method, told in rows:
+        paper, _, number = table.paper[method].partition(", arXiv:")
+        assert told.replace("[", "").startswith(paper), method
+        assert number in told, method
 
 
 def test_map_lists_every_notebook_its_command_and_its_outputs():
