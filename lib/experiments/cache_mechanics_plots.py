@@ -100,8 +100,11 @@ def cache_lengths(traced: pd.DataFrame, first: int) -> Figure:
     top.set_yscale("log", base=2)
     top.yaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     top.set(ylabel="tokens held", ylim=(first, None))
+    bottom.set_yscale("symlog", linthresh=1)  # from none, which dense attention stays at
+    bottom.yaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     last = traced.step.max()
     bottom.set(xlabel="step (tokens fed)", ylabel="evictions so far", xlim=(first, last))
+    bottom.set_ylim(0, None)
     fig.align_ylabels()
     for ax in (top, bottom):
         label_line_ends(ax, gap=0.1)
