@@ -3,11 +3,11 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lib.plots import BLACK, WIDTH, method_color, points, subplots
+from lib.plots import BLACK, WIDTH, method_color, plain_log, points, subplots
 
 
 def stream(along: pd.DataFrame) -> Figure:
-    """Perplexity above, memory below, by `position` in the stream: a table of `follow`."""
+    """Perplexity above, memory below, by `position` in the stream: a table of `follow_stream`."""
     shape = {"sharex": True, "height_ratios": [3, 2], "layout": "constrained"}
     fig, (top, bottom) = subplots(2, 1, figsize=(WIDTH, 5.6), **shape)
     color = method_color("streaming")
@@ -18,7 +18,8 @@ def stream(along: pd.DataFrame) -> Figure:
     top.legend(ncols=2)
     bottom.plot(along.position, along.resident_mib, color=BLACK, label="whole process")
     bottom.plot(along.position, along.cache_mib, color=color, label="cache")
-    bottom.set(xlabel="position in the stream (tokens)", ylabel="memory (MiB)", ylim=0)
+    bottom.set(xlabel="position in the stream (tokens)", ylabel="memory (MiB)")
+    plain_log(bottom.yaxis)
     bottom.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     bottom.locator_params(axis="x", nbins=5)
     bottom.legend()
