@@ -8,7 +8,7 @@ from lib.require import require
 
 from .checks import check_checkpointing, check_method
 from .compressed import CompressedCache
-from .hooks import Announced, attach
+from .hooks import Announced, attach, transformers_model
 
 
 def make_cache(
@@ -26,7 +26,7 @@ def make_cache(
     if compressor is not None:
         return CompressedCache(model, compressor, buffer, positions, prefill, static)
     check_method(None, positions, buffer, prefill)
-    check_checkpointing(model)
+    check_checkpointing(transformers_model(model))
     return Dense(config=model.config)
 
 

@@ -230,19 +230,18 @@ class CompressedCache(Announced):
         self.announced = self._position_ids(n, device)
         kwargs = {"past_key_values": self, "position_ids": self.announced}
         padded = self.store.pads is not None
-        # one of four dims passes as it is: our attention has the step's own
-        no_mask = torch.zeros(1, 1, 1, 1, device=device, dtype=self.dtype)
         if self.store.scored:
             # a copy, so that no cycle of layers, step and layers keeps the cache in memory
-            kwargs |= {"attention_mask": no_mask, "kv_step": replace(step, layers=self.layers)}
+            step = replace(step, layers=self.layers)
+            kwargs |= {"attention_mask": self._no_mask(device), "kv_step": step}
         elif n == 1 and (padded or self.static):
             require(attention not in NO_MASK, "attn_implementation", attention, "'sdpa' or 'eager'")
             size = self.store.size if self.static else None
             kwargs["attention_mask"] = mask_of_one(step, size, device, self.dtype)
         elif n == 1 and attention == "eager":  # its own mask would have the length of layer 0
-            kwargs["attention_mask"] = no_mask
+            kwargs["attention_mask"] = self._no_mask(device)
         elif n > 1 and not self.store.is_plain(n, self.seen):
-            kwargs |= {"attention_mask": no_mask, "kv_step": step}
+            kwargs |= {"attention_mask": self._no_mask(device), "kv_step": step}
         else:
             kwargs["attention_mask"] = attention_mask if padded and step.dense else None
         if self.static and n == 1:
@@ -273,6 +272,10 @@ class CompressedCache(Announced):
             return
         self.store.rebase(self.layers, self.seen, self.position, longest)
         self.position = longest
+
+    def _no_mask(self, device) -> torch.Tensor:
+        """A mask of four dims, which the model passes on as it is, and which hides nothing."""
+        return torch.zeros(1, 1, 1, 1, device=device, dtype=self.dtype)
 
     def _places(self, n: int, device) -> torch.Tensor | int:
         """Where the next `n` tokens stand in their rows' texts, (1 or B, n) or one for all."""

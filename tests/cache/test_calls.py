@@ -297,7 +297,7 @@ def test_other_position_ids_are_refused(seen, n):
         own = torch.arange(seen, seen + n)[None]
         other = own.clone()
         other[0, -1] += 3
-        for wrong in (other, torch.cat((own, other))):
+        for wrong in (other, torch.cat((own, other)), torch.arange(seen, seen + n + 1)[None]):
             with pytest.raises(ValueError, match=r"position_ids=\[.*allowed is None, or the tok"):
                 model(ids[:, seen : seen + n], past_key_values=cache, position_ids=wrong)
         piece = ids[:, seen : seen + n]
