@@ -84,7 +84,6 @@ class CompressedCache(Announced):
         self.position = 0  # position of the next token
         self._step: Step | None = None  # the one under way
         self._midway = False  # whether it has changed something: till its end all else is wrong
-        self._recording = False  # whether tokens are to be taken back (assisted decoding)
         self._hooked = model is not None
         if model is not None:
             check_model(model)
@@ -155,23 +154,29 @@ class CompressedCache(Announced):
             self.batch_select_indices(torch.arange(rows).repeat_interleave(repeats))
 
     def activate_past_recording(self) -> None:
-        """Tokens will be taken back (assisted decoding): refuse steps in which some would leave."""
+        """From now on the last step's tokens can be taken back (assisted decoding)."""
         name, ok = self.compressor.name, self.compressor.window is not None
         require(ok, "compressor", name, "one that looks at positions only for assisted decoding")
-        self._recording = True
+        for layer in self.layers:
+            layer.recording = True
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last `-tokens_to_remove` tokens; ValueError once any token has left."""
+        """Take back the last `-tokens_to_remove` tokens; ValueError if others had to come back."""
         ok = -self.seen <= tokens_to_remove <= 0
         require(ok, "tokens_to_remove", tokens_to_remove, f"{-self.seen}..0")
         if tokens_to_remove == 0:
             return
-        self._require_whole(self.seen)
-        self.seen += tokens_to_remove
-        self.position += tokens_to_remove
+        step, seen = self.layers[0].step, self.seen + tokens_to_remove
+        if self.store.is_whole(self.seen):
+            for layer in self.layers:
+                layer.crop(tokens_to_remove)
+        elif self.layers[0].recording and step.seen < seen:
+            self.store.shorten(self.layers, step, seen - step.seen)
+        else:
+            self._require_whole(self.seen)
+        self.seen, self.position = seen, self.position + tokens_to_remove
         for layer in self.layers:
-            layer.crop(tokens_to_remove)
-            layer.step = Step(0, self.seen, self.position, self.rope)
+            layer.step = Step(0, seen, self.position, self.rope)
 
     def _require_whole(self, seen: int) -> None:
         """Raise a ValueError unless tokens can be taken back when `seen` have passed."""
@@ -219,7 +224,7 @@ class CompressedCache(Announced):
         require_int("n", n, 1)
         if self._midway:
             raise RuntimeError("the step before failed midway: reset() the cache and begin again")
-        if self._recording:
+        if self.layers[0].recording and self.prefill == "dense":
             self._require_whole(self.seen + n)
         self._take_pads(attention_mask, n, attention)
         check_positions(position_ids, self._places(n, device), self.seen)

@@ -14,6 +14,7 @@ class Layer(CacheLayerMixin):
     """What window and scattered layers share. The cache sets `step` before the tokens come."""
 
     step: Step | None = None
+    recording = False  # whether tokens of the last step may have to be taken back
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The layer's tensors; each has a row per sequence."""

@@ -4,6 +4,8 @@ The store plans what a step does to the slots, each layer does it with its own k
 the store notes what has moved.
 """
 
+from dataclasses import replace
+
 import torch
 
 from lib.compressors.base import Window, gather_tokens
@@ -24,6 +26,7 @@ class WindowLayer(Layer):
     def __init__(self, slots: Slots, rope: Rope | None, static: bool):
         self.slots, self.rope, self.static = slots, rope, static
         self.is_initialized = False
+        self.uncut: list[torch.Tensor] | None = None  # keys and values of the last step recorded
 
     @property
     def length(self) -> int:
@@ -75,7 +78,7 @@ class WindowLayer(Layer):
 
     def reset(self) -> None:
         """Begin a new stream: the buffers stay, what is in them is not seen again."""
-        self.step = None
+        self.step = self.uncut = None
 
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized or self.key_slots.shape[0] != key_states.shape[0]:
@@ -117,17 +120,30 @@ class WindowLayer(Layer):
         """
         step = self.step
         window = slice(step.first + step.held_front, step.first + step.held)
-        front, recent = step.front_after, step.held_after - step.front_after
-        uncut = []
-        for buffer, sinks, new in (
-            (self.key_slots, self.sink_keys, key_states),
-            (self.value_slots, self.sink_values, value_states),
-        ):
-            x = torch.cat((sinks[:, :, : step.held_front], buffer[:, :, window], new), dim=2)
+        uncut = [
+            torch.cat((sinks[:, :, : step.held_front], buffer[:, :, window], new), dim=2)
+            for buffer, sinks, new in (
+                (self.key_slots, self.sink_keys, key_states),
+                (self.value_slots, self.sink_values, value_states),
+            )
+        ]
+        self._write(step, uncut)
+        if self.recording:
+            self.uncut = uncut
+        # padded rows have sinks twice in what is uncut
+        return (key_states, value_states) if step.dense else tuple(uncut)
+
+    def _write(self, step: Step, uncut: list[torch.Tensor]) -> None:
+        """Write what stays of `uncut` keys and values after `step` to the front of the buffer."""
+        front, end = step.front_after, step.held + step.n
+        for buffer, x in zip((self.key_slots, self.value_slots), uncut, strict=True):
             buffer[:, :, :front] = x[:, :, :front]
-            buffer[:, :, front : front + recent] = x[:, :, x.shape[2] - recent :]
-            uncut.append(new if step.dense else x)  # padded rows have sinks twice in x
-        return tuple(uncut)
+            recent = x[:, :, end - (step.held_after - front) : end]
+            buffer[:, :, front : step.held_after] = recent
+
+    def shorten(self, step: Step) -> None:
+        """Have taken, of the last step's tokens, the first `step.n` only."""
+        self._write(step, self.uncut)
 
     def _keep_sinks(self, keys, values) -> None:
         """Copy those of the new tokens that are sinks."""
@@ -182,6 +198,14 @@ class WindowStore(Slots):
         if self.pads is None:
             return self.held(seen) == seen
         return seen <= self.recent_size + self.buffer
+
+    def shorten(self, layers: list[WindowLayer], step: Step, n: int) -> None:
+        """Let `step`, the last one and of several tokens, have been one of its first `n`."""
+        seen = step.seen + n
+        step = replace(step, n=n, held_after=self.used(seen), front_after=self.front(seen))
+        for layer in layers:
+            layer.shorten(step)
+        self.stale = True
 
     def is_plain(self, n: int, seen: int) -> bool:
         """Whether `n` tokens more see everything before them, so that any attention will do."""

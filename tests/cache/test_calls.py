@@ -447,22 +447,44 @@ def test_what_has_left_cannot_be_taken_back(method):
     assert cache.get_seq_length() == 20
 
 
-@pytest.mark.parametrize("how", ["lookup", "assistant"])
-def test_assisted_decoding(how):
+ASSISTED = {
+    "lookup": lambda: {"prompt_lookup_num_tokens": 4},
+    "assistant": lambda: {"assistant_model": tiny_model("llama_gqa", seed=1)},
+    "itself": lambda: {"assistant_model": tiny_model("llama_gqa")},  # mostly right
+}
+
+
+@pytest.mark.parametrize("how", ASSISTED)
+@pytest.mark.parametrize(("recent", "buffer"), [(9, 0), (9, 4), (60, 0)])
+@pytest.mark.parametrize("prompt", [4, 30])
+def test_assisted_decoding(how, recent, buffer, prompt):
     model, ids = cached_model("llama_gqa"), tiny_ids(20)
-    ids = torch.cat((ids, ids[:10]))
-    more = {"prompt_lookup_num_tokens": 4}
-    if how == "assistant":
-        more = {"assistant_model": tiny_model("llama_gqa", seed=1)}
-    plain, _ = own_generate(model, ids, 20)
-    cache = CompressedCache(model, StreamingLLM(4, 60))
-    assert torch.equal(own_generate(model, ids, 20, cache, **more)[0], plain)
-    cache = CompressedCache(model, METHOD)
-    with pytest.raises(ValueError, match="tokens=3.*can't come back"):  # before any is read
-        own_generate(model, ids, 20, cache, **more)
-    assert cache.get_seq_length() == 0
-    with pytest.raises(ValueError, match="compressor='tova': allowed is one that looks at pos"):
-        own_generate(model, ids, 20, CompressedCache(model, TOVA(60)), **more)
+    ids = torch.cat((ids, ids[:10]))[:prompt]
+    plain, assisted = (CompressedCache(model, StreamingLLM(3, recent), buffer) for _ in range(2))
+    expected = own_generate(model, ids, 30, plain)
+    found = own_generate(model, ids, 30, assisted, **ASSISTED[how]())
+    assert torch.equal(found[0], expected[0])
+    assert (found[1] - expected[1]).abs().max() < 1e-4
+    # which has read no further than what it gave, and goes on
+    kept = int(assisted.get_seq_length())
+    assert kept in (prompt + 28, prompt + 29)
+    stream = torch.cat((ids, found[0][0]))
+    with torch.no_grad():
+        logits = model(stream[None, kept:], past_key_values=assisted).logits[0]
+    expected = literal_window(model, stream, 3, recent, buffer=buffer)
+    assert (logits - expected[kept:]).abs().max() < 1e-4
+
+
+def test_assisted_decoding_that_is_refused():
+    """Before any token is read."""
+    model, ids, more = cached_model("llama_gqa"), tiny_ids(20), {"prompt_lookup_num_tokens": 3}
+    for cache, told in (
+        (CompressedCache(model, METHOD, prefill="dense"), "tokens=2.*can't come back"),
+        (CompressedCache(model, TOVA(60)), "compressor='tova': allowed is one that looks at pos"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            own_generate(model, ids, 20, cache, **more)
+        assert cache.get_seq_length() == 0
 
 
 def test_rows_by_a_tuple_and_a_layer_that_is_not_there():
