@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from lib.compressors.base import as_float
 
@@ -110,5 +110,3 @@ def _weights(query, key, step, queries, scaling) -> Iterator[torch.Tensor]:
 
 
 AttentionInterface.register(NAME, kv_lab_attention)
-# the mask is the step's: layers may hold different numbers of tokens
-AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)

@@ -6,9 +6,9 @@ from transformers import Cache, DynamicCache
 from lib.compressors import Compressor
 from lib.require import require
 
-from .checks import check_method
+from .checks import check_checkpointing, check_method
 from .compressed import CompressedCache
-from .hooks import Announced, attach
+from .hooks import Announced, attach, transformers_model
 
 
 def make_cache(
@@ -19,14 +19,19 @@ def make_cache(
     prefill: str = "streamed",
     static: bool = False,
 ) -> Cache:
-    """The cache of a run: a `lib.CompressedCache`, or for None a `DynamicCache`, which is dense.
+    """The cache of a run: a `lib.CompressedCache`, or for None a dense `DynamicCache`.
 
     Raises ValueError unless these are a compressor and a way to run it on this model.
     """
     if compressor is not None:
         return CompressedCache(model, compressor, buffer, positions, prefill, static)
     check_method(None, positions, buffer, prefill)
-    return DynamicCache(config=model.config)
+    check_checkpointing(transformers_model(model))
+    return Dense(config=model.config)
+
+
+class Dense(DynamicCache):
+    """A `DynamicCache` that stays one where streaming is enabled."""
 
 
 class OriginalPositions(DynamicCache, Announced):
@@ -35,7 +40,7 @@ class OriginalPositions(DynamicCache, Announced):
     def __init__(self, model):
         super().__init__()
         self.seen = 0  # tokens of the text so far
-        attach(model)
+        attach(model, self)
 
     def step(self, n: int, device="cpu", *args, **kwargs) -> dict:
         # layers cut to different lengths share no mask: only single tokens can follow them

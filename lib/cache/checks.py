@@ -34,6 +34,30 @@ def check_model(model) -> None:
     require(not own, "model", type(model).__name__, "one without learned sinks in its attention")
 
 
+def check_checkpointing(model) -> None:
+    """Refuse training with gradient checkpointing, which takes the cache from every layer."""
+    dropped = model.training and getattr(model, "is_activation_checkpointing", False)
+    what = "False (model.eval()) with gradient checkpointing, in which layers get no cache"
+    require(not dropped, "model.training", model.training, what)
+
+
+def check_positions(position_ids: torch.Tensor | None, own: torch.Tensor | int, seen: int) -> None:
+    """Refuse position ids (1 or B, n) other than the tokens' `own`, below 0 for pads."""
+    if position_ids is None:
+        return
+    if isinstance(own, int):
+        ok = bool((position_ids == own).all())
+    else:
+        alike = position_ids.shape[-1] == own.shape[-1]
+        ok = alike and bool(((position_ids == own) | (own < 0)).all())
+    if not ok:
+        what = (
+            f"None, or the tokens' places in the text, of which {seen} are known (generate() wants "
+            "all of the text, or a mask over all of it)"
+        )
+        require(False, "position_ids", position_ids.flatten()[:8].tolist(), what)
+
+
 def check_method(compressor, positions: str, buffer: int = 0, prefill: str = "streamed") -> None:
     """Raise a ValueError unless these are a compressor (or None) and a way to run it."""
     ok = compressor is None or isinstance(compressor, Compressor)
@@ -49,7 +73,7 @@ def left_pads(attention_mask: torch.Tensor, columns: int) -> torch.Tensor:
     """Pads in front of each row (B, 1) of a mask (B, columns); ValueError on any other padding."""
     shape = tuple(attention_mask.shape)
     ok = len(shape) == 2 and shape[1] == columns
-    require(ok, "attention_mask.shape", shape, f"(batch, {columns})")
+    require(ok, "attention_mask.shape", shape, f"(batch, {columns}): all of the text so far")
     mask = attention_mask.bool()
     pads = (mask.cumsum(-1) == 0).sum(-1, keepdim=True)
     ok = bool((pads + mask.sum(-1, keepdim=True) == columns).all())
@@ -66,10 +90,10 @@ def new_pads(
     """
     if attention_mask is None:
         return None
-    if n == 1 and seen > 0 and attention_mask.ndim == 2:
-        ok = bool(attention_mask[:, -1].all())
-        require(ok, "attention_mask", "0 for a new token", "padding on the left only")
-        return None
+    if n == 1 and attention_mask.shape[1:] == (seen + 1,):  # every decoding step: few operations
+        visible = attention_mask.bool()
+        if bool(visible.all()) if known is None else _pads_are(visible, known):
+            return None
     pads = left_pads(attention_mask, seen + n)
     known = torch.zeros_like(pads) if known is None else known
     if torch.equal(pads, known):
@@ -78,6 +102,12 @@ def new_pads(
     ok = bool((known == seen)[pads != known].all())
     require(ok, "attention_mask", "new padding", "the padding of the tokens before")
     return pads
+
+
+def _pads_are(visible: torch.Tensor, pads: torch.Tensor) -> bool:
+    """Whether (B, columns) is false in the first `pads` (B, 1) columns and true elsewhere."""
+    columns = torch.arange(visible.shape[1], device=visible.device)
+    return torch.equal(visible, columns >= pads.to(visible.device))
 
 
 def check_ids(model, input_ids: torch.Tensor, shortest: int) -> torch.Tensor:
@@ -90,7 +120,8 @@ def check_ids(model, input_ids: torch.Tensor, shortest: int) -> torch.Tensor:
     vocabulary = model.config.get_text_config().vocab_size
     low, high = int(input_ids.min()), int(input_ids.max())
     require(low >= 0 and high < vocabulary, "input_ids", (low, high), f"ids in 0..{vocabulary - 1}")
-    return (input_ids[None] if input_ids.ndim == 1 else input_ids).to(input_device(model))
+    ids = input_ids[None] if input_ids.ndim == 1 else input_ids
+    return ids.to(input_device(model), torch.long)
 
 
 def input_device(model) -> torch.device:

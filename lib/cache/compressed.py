@@ -6,10 +6,11 @@
 Each forward pass is one step. Before it, a hook on the model asks the cache for the step's position
 ids and masks (`CompressedCache.step`); only a step of several tokens in which old ones leave, and
 any step of a method that scores tokens by attention, needs attention of our own, `attention.py`,
-and gets it for that step alone.
+and gets it for that step alone (`hooks.py`).
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -18,8 +19,8 @@ from transformers import PreTrainedConfig
 from lib.compressors import Compressor
 from lib.require import require, require_int
 
-from .checks import check_config, check_method, check_model, new_pads
-from .hooks import Announced, attach
+from .checks import check_config, check_method, check_model, check_positions, new_pads
+from .hooks import Announced, attach, transformers_model
 from .rope import find_rope, head_width, rotary_embeddings
 from .scattered import ScatteredStore
 from .step import Step, mask_of_one
@@ -58,7 +59,9 @@ class CompressedCache(Announced):
         self.compressor = copy.deepcopy(compressor)
         self.buffer, self.positions, self.prefill = buffer, positions, prefill
         self.static = static
-        model = None if isinstance(model_or_config, PreTrainedConfig) else model_or_config
+        model = None
+        if not isinstance(model_or_config, PreTrainedConfig):
+            model_or_config = model = transformers_model(model_or_config)
         config = (model_or_config if model is None else model.config).get_text_config()
         check_config(config, compressor, buffer)
         self.rope = find_rope(model_or_config) if positions == "in_cache" else None
@@ -80,9 +83,11 @@ class CompressedCache(Announced):
         self.seen = 0  # tokens of the stream so far
         self.position = 0  # position of the next token
         self._step: Step | None = None  # the one under way
+        self._midway = False  # whether it has changed something: till its end all else is wrong
+        self._hooked = model is not None
         if model is not None:
             check_model(model)
-            attach(model)
+            attach(model, self)
 
     def __repr__(self) -> str:
         return (
@@ -94,7 +99,7 @@ class CompressedCache(Announced):
     def reset(self) -> None:
         """Forget everything: the next token begins a new stream."""
         self.seen = self.position = 0
-        self._step = None
+        self._step, self._midway = None, False
         self.store.reset()
         super().reset()
 
@@ -106,8 +111,8 @@ class CompressedCache(Announced):
         """Keys the next `query_length` tokens are given, and the index of the first of them."""
         if self.static and query_length == 1:  # a step that was announced has its mask
             raise RuntimeError("a static cache needs its steps announced: call the model itself")
-        held = self.cached_lengths[layer_idx]
-        return held + query_length, self.seen - held
+        held = self.cached_lengths[layer_idx] if layer_idx < len(self.layers) else 0
+        return held + query_length, self.seen - held if held else 0
 
     @property
     def cached_lengths(self) -> list[int]:
@@ -134,11 +139,13 @@ class CompressedCache(Announced):
         super().reorder_cache(beam_idx)
         self.store.take(beam_idx)
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
+    def batch_select_indices(self, indices: torch.Tensor | Sequence[int]) -> None:
         """Keep the rows `indices`."""
-        for layer in self.layers:
-            layer.take(indices)
-        self.store.take(indices)
+        if self.seen:
+            rows = torch.arange(len(self.layers[0].keys))[torch.as_tensor(indices, device="cpu")]
+            for layer in self.layers:
+                layer.take(rows)
+            self.store.take(rows)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Have each row `repeats` times."""
@@ -146,9 +153,35 @@ class CompressedCache(Announced):
             rows = len(self.layers[0].keys)
             self.batch_select_indices(torch.arange(rows).repeat_interleave(repeats))
 
-    def crop(self, *args) -> None:
-        """Refused: what was fed can't be taken back (assisted decoding)."""
-        raise ValueError("a CompressedCache can't be cropped: tokens that left it can't come back")
+    def activate_past_recording(self) -> None:
+        """From now on the last step's tokens can be taken back (assisted decoding)."""
+        name, ok = self.compressor.name, self.compressor.window is not None
+        require(ok, "compressor", name, "one that looks at positions only for assisted decoding")
+        for layer in self.layers:
+            layer.recording = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last `-tokens_to_remove` tokens; ValueError if others had to come back."""
+        ok = -self.seen <= tokens_to_remove <= 0
+        require(ok, "tokens_to_remove", tokens_to_remove, f"{-self.seen}..0")
+        if tokens_to_remove == 0:
+            return
+        step, seen = self.layers[0].step, self.seen + tokens_to_remove
+        if self.store.is_whole(self.seen):
+            for layer in self.layers:
+                layer.crop(tokens_to_remove)
+        elif self.layers[0].recording and step.seen < seen:
+            self.store.shorten(self.layers, step, seen - step.seen)
+        else:
+            self._require_whole(self.seen)
+        self.seen, self.position = seen, self.position + tokens_to_remove
+        for layer in self.layers:
+            layer.step = Step(0, seen, self.position, self.rope)
+
+    def _require_whole(self, seen: int) -> None:
+        """Raise a ValueError unless tokens can be taken back when `seen` have passed."""
+        what = "as few as stay without a cut: tokens that left a CompressedCache can't come back"
+        require(self.store.is_whole(seen), "tokens", seen, what)
 
     def update(self, key_states, value_states, layer_idx: int, *args, **kwargs):
         """What attention may see: all that is cached, and the new tokens (B, H, n, D)."""
@@ -157,16 +190,16 @@ class CompressedCache(Announced):
             return self.layers[layer_idx].update(key_states, value_states)
         if self._step is None or self._step.n != n:
             self._unannounced(key_states)
-        self._step.written = True
+        self._midway = True
         states = self.layers[layer_idx].update(key_states, value_states)
         if layer_idx == len(self.layers) - 1:
             self._finish()
         return states
 
     def _unannounced(self, key_states) -> None:
-        """A step that no hook saw: right as long as plain causal attention is."""
+        """A step that no hook saw: right as long as plain causal attention is, without padding."""
         n = key_states.shape[2]
-        if not self.store.is_causal(n, self.seen) or self.position != self.seen:
+        if self._hooked or not self.store.is_causal(n, self.seen) or self.position != self.seen:
             raise RuntimeError(
                 f"a step of {n} tokens after {self.seen} needs masks, positions or scores that "
                 "only the model's hook gives: make the cache from the model, "
@@ -174,33 +207,48 @@ class CompressedCache(Announced):
             )
         self._begin(n, key_states.device)
 
-    def step(self, n: int, device="cpu", attention_mask=None, attention: str = "sdpa") -> dict:
+    def step(
+        self,
+        n: int,
+        device="cpu",
+        attention_mask: torch.Tensor | None = None,
+        attention: str = "sdpa",
+        position_ids: torch.Tensor | None = None,
+    ) -> dict:
         """Keyword arguments of the model's forward for the next `n` tokens; the hook's work.
 
         `attention_mask` (B, T) may have pads in front. `attention` is the model's implementation;
         where it can't do, `kv_step` is among the arguments, which `lib.cache.attention` needs.
+        The caller's `position_ids` must be what the cache counts.
         """
         require_int("n", n, 1)
-        if self._step is not None and self._step.written:
+        if self._midway:
             raise RuntimeError("the step before failed midway: reset() the cache and begin again")
+        if self.layers[0].recording and self.prefill == "dense":
+            self._require_whole(self.seen + n)
         self._take_pads(attention_mask, n, attention)
+        check_positions(position_ids, self._places(n, device), self.seen)
+        self._midway = True
         self._rebase(n)
         step = self._begin(n, device)
-        kwargs = {"past_key_values": self, "position_ids": self._position_ids(n, device)}
+        self._midway = False
+        self.announced = self._position_ids(n, device)
+        kwargs = {"past_key_values": self, "position_ids": self.announced}
         padded = self.store.pads is not None
         if self.store.scored:
             # a copy, so that no cycle of layers, step and layers keeps the cache in memory
-            kwargs |= {"attention_mask": None, "kv_step": replace(step, layers=self.layers)}
+            step = replace(step, layers=self.layers)
+            kwargs |= {"attention_mask": self._no_mask(device), "kv_step": step}
         elif n == 1 and (padded or self.static):
             require(attention not in NO_MASK, "attn_implementation", attention, "'sdpa' or 'eager'")
             size = self.store.size if self.static else None
             kwargs["attention_mask"] = mask_of_one(step, size, device, self.dtype)
         elif n == 1 and attention == "eager":  # its own mask would have the length of layer 0
-            kwargs["attention_mask"] = torch.zeros(1, 1, 1, 1, device=device, dtype=self.dtype)
+            kwargs["attention_mask"] = self._no_mask(device)
+        elif n > 1 and not self.store.is_plain(n, self.seen):
+            kwargs |= {"attention_mask": self._no_mask(device), "kv_step": step}
         else:
             kwargs["attention_mask"] = attention_mask if padded and step.dense else None
-            if n > 1 and not self.store.is_plain(n, self.seen):
-                kwargs["kv_step"] = step
         if self.static and n == 1:
             self._finish()
         return kwargs
@@ -220,6 +268,7 @@ class CompressedCache(Announced):
         self.seen += step.n
         self.position += step.n
         self.store.settle(step)
+        self._midway = False
 
     def _rebase(self, n: int) -> None:
         """Keep positions small; distances, all that RoPE sees, stay the same."""
@@ -228,6 +277,15 @@ class CompressedCache(Announced):
             return
         self.store.rebase(self.layers, self.seen, self.position, longest)
         self.position = longest
+
+    def _no_mask(self, device) -> torch.Tensor:
+        """A mask of four dims, which the model passes on as it is, and which hides nothing."""
+        return torch.zeros(1, 1, 1, 1, device=device, dtype=self.dtype)
+
+    def _places(self, n: int, device) -> torch.Tensor | int:
+        """Where the next `n` tokens stand in their rows' texts, (1 or B, n) or one for all."""
+        columns = self.seen if n == 1 else torch.arange(self.seen, self.seen + n, device=device)
+        return columns if self.store.pads is None else columns - self.store.pads
 
     def _position_ids(self, n: int, device) -> torch.Tensor:
         """(1 or B, n)"""

@@ -1,59 +1,124 @@
-"""Hooks by which a model announces its steps to the cache that it is given."""
+"""How a model announces its steps to the cache that it is given, and what attends in them.
 
-from weakref import WeakSet
+The hook sits on the model's body, which every call goes through: those of a wrapper (PEFT) or of a
+compiled model, too. A step that needs our attention carries a `kv_step` among its keyword
+arguments, down to the attention function: nothing is switched that another thread could see, or
+that an interrupt could leave behind.
+"""
+
+import functools
+import inspect
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
-from transformers import Cache
+from transformers import AttentionInterface, Cache, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lib.require import require
 
 from .attention import NAME
+from .checks import check_checkpointing
 
 
 class Announced(Cache):
     """A cache that must know of a step before the model takes it: `step` gives its arguments."""
 
-    def step(self, n: int, device="cpu", attention_mask=None, attention: str = "sdpa") -> dict:
+    announced: torch.Tensor | None = None  # position ids of the step that was announced last
+
+    def step(
+        self,
+        n: int,
+        device="cpu",
+        attention_mask: torch.Tensor | None = None,
+        attention: str = "sdpa",
+        position_ids: torch.Tensor | None = None,
+    ) -> dict:
         """Keyword arguments of the model's forward for the next `n` tokens."""
         raise NotImplementedError
 
 
-# the attention implementation to go back to after the step under way
-_before: dict[torch.nn.Module, str] = {}
-_switched: WeakSet[torch.nn.Module] = WeakSet()  # models that could be switched
+# the caches of a body, which keeps its hook while one of them lives
+_caches: WeakKeyDictionary[torch.nn.Module, WeakSet[Announced]] = WeakKeyDictionary()
 
 
-def attach(model: torch.nn.Module) -> list:
-    """Let `model` announce its steps to every `Announced` cache; handles of the hooks it lacked."""
-    if _announce in model._forward_pre_hooks.values():
-        return []
-    return [
-        model.register_forward_pre_hook(_announce, with_kwargs=True),
-        model.register_forward_hook(_restore, always_call=True),
-    ]
+def transformers_model(model: torch.nn.Module) -> PreTrainedModel:
+    """`model`, or the transformers model that it wraps (PEFT, torch.compile)."""
+    found = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
+    what = "a transformers model, or a module around one"
+    require(found is not None, "model", type(model).__name__, what)
+    return found
+
+
+def attach(model: torch.nn.Module, cache: Announced) -> None:
+    """Let `model` announce its steps to every `Announced` cache, as long as `cache` lives."""
+    body = transformers_model(model).base_model
+    if _announce not in body._forward_pre_hooks.values():
+        body.register_forward_pre_hook(_announce, with_kwargs=True)
+    _caches.setdefault(body, WeakSet()).add(cache)
+
+
+def detach(model: torch.nn.Module) -> None:
+    """Remove the model's hook unless a cache needs it."""
+    body = transformers_model(model).base_model
+    if not _caches.get(body):
+        remove_hooks(body, lambda hook: hook is _announce)
+
+
+def remove_hooks(module: torch.nn.Module, which) -> None:
+    """Remove those forward pre-hooks of which `which(hook)` is true."""
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if which(hook):
+            del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def _announce(model, args, kwargs):
+    cache, ids = kwargs.get("past_key_values"), kwargs.get("position_ids")
+    known = not isinstance(cache, Announced) or (ids is not None and ids is cache.announced)
+    if known and len(args) < 2:  # else the cache may be among them
+        return None  # what a compiled model traces ends here: its steps are announced before
+    return _step(model, args, kwargs)
+
+
+@torch.compiler.disable
+def _step(model, args, kwargs):
+    kwargs = by_name(model, args, kwargs)
     cache = kwargs.get("past_key_values")
     if not isinstance(cache, Announced):
         return None
-    ids = args[0] if args else kwargs.get("input_ids")
-    ids = kwargs["inputs_embeds"] if ids is None else ids
-    own = model.config._attn_implementation
-    step = cache.step(ids.shape[1], ids.device, kwargs.get("attention_mask"), own)
-    if "kv_step" in step:
-        _before[model] = own
-        _switch(model, NAME)
-    return args, kwargs | step
+    check_checkpointing(model)
+    tokens = kwargs.get("input_ids")
+    tokens = kwargs["inputs_embeds"] if tokens is None else tokens
+    n, own = tokens.shape[1], model.config._attn_implementation
+    what = "at least 1 (generate() wants all of the text, or a mask over all of it)"
+    require(n > 0, "new tokens", n, what)
+    given = kwargs.get("attention_mask"), own, kwargs.get("position_ids")
+    return (), kwargs | cache.step(n, tokens.device, *given)
 
 
-def _restore(model, args, output):
-    if model in _before:
-        _switch(model, _before.pop(model))
+def by_name(model, args: tuple, kwargs: dict) -> dict:
+    """All arguments of a call by their names."""
+    return dict(zip(_names(type(model)), args, strict=False)) | kwargs if args else kwargs
 
 
-def _switch(model, name: str) -> None:
-    """Set the attention implementation; the checks, which look at all modules, are made once."""
-    if model in _switched:
-        model.config._attn_implementation = name
-    else:
-        model.set_attn_implementation(name)
-        _switched.add(model)
+@functools.cache
+def _names(kind: type) -> list[str]:
+    """Parameters of a kind of model's forward."""
+    return list(inspect.signature(kind.forward).parameters)[1:]
+
+
+_get_interface = AttentionInterface.get_interface
+
+
+def _interface(self, attn_implementation: str, default):
+    """The attention function that a model asks for, which a step with a `kv_step` passes by."""
+    return functools.partial(_attend, _get_interface(self, attn_implementation, default))
+
+
+def _attend(own, *args, kv_step=None, **kwargs):
+    if kv_step is None:
+        return own(*args, **kwargs)
+    return ALL_ATTENTION_FUNCTIONS[NAME](*args, kv_step=kv_step, **kwargs)
+
+
+AttentionInterface.get_interface = _interface

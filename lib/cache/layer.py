@@ -14,6 +14,7 @@ class Layer(CacheLayerMixin):
     """What window and scattered layers share. The cache sets `step` before the tokens come."""
 
     step: Step | None = None
+    recording = False  # whether tokens of the last step may have to be taken back
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The layer's tensors; each has a row per sequence."""
@@ -24,10 +25,15 @@ class Layer(CacheLayerMixin):
         for x in self.tensors().values():
             x.copy_(x.index_select(0, beam_idx.to(x.device)))
 
+    @torch.inference_mode(False)
     def take(self, rows: torch.Tensor) -> None:
         """Become the rows `rows`."""
         for name, x in self.tensors().items():
             setattr(self, name, x.index_select(0, rows.to(x.device)))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` tokens, of all that came."""
+        raise NotImplementedError
 
     def get_seq_length(self) -> int:
         return self.step.seen + self.step.n if self.step else 0

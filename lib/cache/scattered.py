@@ -116,6 +116,11 @@ class ScatteredLayer(Layer):
             self.source_position = gather_tokens(self.source_position, index)
             self.turn_to(self.step.position + self.step.n)
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` tokens."""
+        for name, x in self.tensors().items():
+            setattr(self, name, x[:, :, :tokens_to_remove])
+
     def turn_to(self, position: int) -> None:
         """Let the kept tokens stand directly before `position`."""
         length = self.source.shape[2]
@@ -150,6 +155,10 @@ class ScatteredStore:
     def evicted(self, seen: int) -> int:
         """Tokens that have left the layer that lost most."""
         return max(layer.evicted for layer in self.layers)
+
+    def is_whole(self, seen: int) -> bool:
+        """Whether the last tokens can be taken back: none has left, and none gave attention."""
+        return not self.scored and self.evicted(seen) == 0
 
     def is_plain(self, n: int, seen: int) -> bool:
         """Whether `n` tokens more see everything before them, so that any attention will do."""

@@ -26,7 +26,6 @@ class Step:
     slots: Slots | None = None  # None: scattered tokens, where all that is cached is seen
     # the cache's layers, where attention is to tell them what their tokens receive
     layers: list | None = None
-    written: bool = False  # whether a layer has the new tokens already
     dense: bool = False  # a prompt that sees all of itself
     first: int = 0  # slot of the first held token
     held: int = 0  # slots in use before the step, and how many of them are sinks

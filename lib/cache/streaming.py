@@ -1,36 +1,45 @@
 """One line that lets a model's plain `generate()` stream, and one that takes it back."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from transformers import DynamicCache
+import torch
 
 from lib.compressors import StreamingLLM
 from lib.require import require
 
+from .baseline import Dense
 from .compressed import CompressedCache
-from .hooks import attach
+from .hooks import Announced, by_name, detach, remove_hooks, transformers_model
 
 
 @dataclass
 class Streaming:
-    """A forward pre-hook that puts a CompressedCache in the place of generate()'s empty cache."""
+    """A forward pre-hook by which the empty cache that a call brings becomes a CompressedCache.
 
-    method: StreamingLLM
-    buffer: int
-    prefill: str
-    handles: list = field(default_factory=list)  # of all the hooks to remove with it
+    It stays the same object, which the caller may keep for the next call.
+    """
 
-    def new_cache(self, model) -> CompressedCache:
-        return CompressedCache(model, self.method, self.buffer, prefill=self.prefill)
+    settings: dict  # arguments of the caches
 
-    def __call__(self, model, args, kwargs):
+    def __call__(self, model, args, kwargs) -> None:
         cache = kwargs.get("past_key_values")
-        if cache is None or isinstance(cache, CompressedCache):
-            return None
-        ok = type(cache) is DynamicCache and cache.get_seq_length() == 0
-        what = "an empty DynamicCache, as generate() makes it, or a CompressedCache"
-        require(ok, "past_key_values", type(cache).__name__, what)
-        return args, kwargs | {"past_key_values": self.new_cache(model)}
+        if len(args) < 2 and (cache is None or isinstance(cache, (Announced, Dense))):
+            return
+        self._convert(model, by_name(model, args, kwargs).get("past_key_values"))
+
+    @torch.compiler.disable
+    def _convert(self, model, cache) -> None:
+        if cache is None or isinstance(cache, (Announced, Dense)):
+            return
+        kind = "offloaded" if getattr(cache, "offloading", False) else type(cache).__name__
+        ok = kind == "DynamicCache" and cache.get_seq_length() == 0
+        what = (
+            "an empty DynamicCache, as generate() makes it without cache_implementation, or a "
+            "CompressedCache, while streaming is enabled"
+        )
+        require(ok, "past_key_values", kind, what)
+        cache.__class__ = CompressedCache
+        cache.__init__(model, **self.settings)
 
 
 def enable_streaming_llm(
@@ -42,24 +51,16 @@ def enable_streaming_llm(
     own `lib.CompressedCache`; raises ValueError for models that it can't work with. Calling it
     again replaces the sizes. A call without a cache (`use_cache=False`) stays dense.
     """
-    hook = Streaming(StreamingLLM(start_size, recent_size), buffer, prefill)
+    method = StreamingLLM(start_size, recent_size)
+    settings = {"compressor": method, "buffer": buffer, "prefill": prefill}
+    body = transformers_model(model).base_model
+    first = CompressedCache(body, **settings)  # raises where the model or a size won't do
     disable_streaming_llm(model)
-    hook.handles += attach(model)
-    try:
-        hook.new_cache(model)  # raises where the model or a size won't do
-    except ValueError:
-        _remove(hook)
-        raise
-    hook.handles.append(model.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
+    body.register_forward_pre_hook(Streaming(settings), with_kwargs=True, prepend=True)
+    del first  # till here it kept the hook that announces steps
 
 
 def disable_streaming_llm(model) -> None:
     """Let `model.generate()` keep everything again, as before `enable_streaming_llm`."""
-    for hook in list(model._forward_pre_hooks.values()):
-        if isinstance(hook, Streaming):
-            _remove(hook)
-
-
-def _remove(hook: Streaming) -> None:
-    for handle in hook.handles:
-        handle.remove()
+    remove_hooks(transformers_model(model).base_model, lambda hook: isinstance(hook, Streaming))
+    detach(model)

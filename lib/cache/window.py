@@ -4,6 +4,8 @@ The store plans what a step does to the slots, each layer does it with its own k
 the store notes what has moved.
 """
 
+from dataclasses import replace
+
 import torch
 
 from lib.compressors.base import Window, gather_tokens
@@ -22,20 +24,47 @@ class WindowLayer(Layer):
     """
 
     def __init__(self, slots: Slots, rope: Rope | None, static: bool):
-        super().__init__()
         self.slots, self.rope, self.static = slots, rope, static
+        self.is_initialized = False
+        self.uncut: list[torch.Tensor] | None = None  # keys and values of the last step recorded
 
     @property
     def length(self) -> int:
         """Slots in use."""
         return self.slots.used(self.get_seq_length())
 
+    @property
+    def keys(self) -> torch.Tensor | None:
+        """What is held, sinks in front, as the next token sees it: a copy, (B, H, T, D)."""
+        if not self.is_initialized:
+            return None
+        sinks = self.sink_keys
+        if self.rope is not None and self.step is not None:
+            own = torch.as_tensor(self.get_seq_length(), device=sinks.device)
+            own = own[None, None] if self.slots.pads is None else own - self.slots.pads
+            delta = self.step.position - self.step.seen + own - self.slots.held(own)  # (1 or B, 1)
+            sinks = self.rope.turn(sinks, delta[:, None])
+        return self._held(self.key_slots, sinks)
+
+    @property
+    def values(self) -> torch.Tensor | None:
+        """What is held, sinks in front: a copy, (B, H, T, D)."""
+        return self._held(self.value_slots, self.sink_values) if self.is_initialized else None
+
+    def _held(self, buffer: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
+        seen, first = self.get_seq_length(), self.slots.first
+        used, front = self.slots.used(seen), self.slots.front(seen)
+        window = buffer[:, :, first + front : first + used]
+        # a padded window may have the sinks as well
+        return torch.cat((sinks[:, :, : min(used, seen) - window.shape[2]], window), dim=2)
+
+    @torch.inference_mode(False)
     def lazy_initialization(self, key_states, value_states):
         (B, H, _, D), slots = key_states.shape, self.slots
-        self.keys = key_states.new_zeros(B, H, slots.size, D)  # (B, H, slots, D)
-        self.values = value_states.new_zeros(B, H, slots.size, value_states.shape[-1])
-        self.sink_keys = self.keys[:, :, : slots.start_size].clone()  # as they came
-        self.sink_values = self.values[:, :, : slots.start_size].clone()
+        self.key_slots = key_states.new_zeros(B, H, slots.size, D)  # (B, H, slots, D)
+        self.value_slots = value_states.new_zeros(B, H, slots.size, value_states.shape[-1])
+        self.sink_keys = self.key_slots[:, :, : slots.start_size].clone()  # as they came
+        self.sink_values = self.value_slots[:, :, : slots.start_size].clone()
         exact = torch.promote_types(key_states.dtype, torch.float32)
         self.sink_wide = self.sink_keys.to(exact, copy=True)
         self.sink_half = self.sink_wide.clone()
@@ -44,14 +73,17 @@ class WindowLayer(Layer):
             for x in self.tensors().values():
                 torch._dynamo.mark_static_address(x)
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """The slots behind what is held are not seen."""
+
     def reset(self) -> None:
         """Begin a new stream: the buffers stay, what is in them is not seen again."""
-        self.step = None
+        self.step = self.uncut = None
 
     def update(self, key_states, value_states, *args, **kwargs):
-        if not self.is_initialized or self.keys.shape[0] != key_states.shape[0]:
+        if not self.is_initialized or self.key_slots.shape[0] != key_states.shape[0]:
             if self.step.seen > 0:
-                rows = self.keys.shape[0], key_states.shape[0]
+                rows = self.key_slots.shape[0], key_states.shape[0]
                 raise ValueError(f"a cache of {rows[0]} rows was given {rows[1]} rows of tokens")
             self.lazy_initialization(key_states, value_states)
         if self.step.new_sinks is not None:
@@ -63,23 +95,23 @@ class WindowLayer(Layer):
     def _one(self, key, value):
         """Write the token into its slot, and the sinks anew where they must move or turn."""
         step, device = self.step, key.device
-        self.keys.index_copy_(2, step.slot.to(device), key)
-        self.values.index_copy_(2, step.slot.to(device), value)
+        self.key_slots.index_copy_(2, step.slot.to(device), key)
+        self.value_slots.index_copy_(2, step.slot.to(device), value)
         if step.sink_slots is not None:
             sinks, where = self.sink_keys, step.sink_slots.to(device)
             if step.sink_shift is not None:
                 sinks = self._turned_sinks()
-            self.keys.index_copy_(2, where, sinks)
-            self.values.index_copy_(2, where, self.sink_values)
+            self.key_slots.index_copy_(2, where, sinks)
+            self.value_slots.index_copy_(2, where, self.sink_values)
         if self.static:
-            return self.keys, self.values
+            return self.key_slots, self.value_slots
         used = slice(step.first, step.first + step.held + 1)
-        return self.keys[:, :, used], self.values[:, :, used]
+        return self.key_slots[:, :, used], self.value_slots[:, :, used]
 
     def _turned_sinks(self) -> torch.Tensor:
         """`rope.turn` in three operations, for it is done at every step."""
         cos, sin = (x.to(self.sink_wide) for x in self.step.sink_shift)
-        return torch.addcmul(self.sink_wide * cos, self.sink_half, sin).to(self.keys.dtype)
+        return torch.addcmul(self.sink_wide * cos, self.sink_half, sin).to(self.key_slots.dtype)
 
     def _several(self, key_states, value_states):
         """Held and new tokens; what stays is written to the front of the buffer.
@@ -88,17 +120,30 @@ class WindowLayer(Layer):
         """
         step = self.step
         window = slice(step.first + step.held_front, step.first + step.held)
-        front, recent = step.front_after, step.held_after - step.front_after
-        uncut = []
-        for buffer, sinks, new in (
-            (self.keys, self.sink_keys, key_states),
-            (self.values, self.sink_values, value_states),
-        ):
-            x = torch.cat((sinks[:, :, : step.held_front], buffer[:, :, window], new), dim=2)
+        uncut = [
+            torch.cat((sinks[:, :, : step.held_front], buffer[:, :, window], new), dim=2)
+            for buffer, sinks, new in (
+                (self.key_slots, self.sink_keys, key_states),
+                (self.value_slots, self.sink_values, value_states),
+            )
+        ]
+        self._write(step, uncut)
+        if self.recording:
+            self.uncut = uncut
+        # padded rows have sinks twice in what is uncut
+        return (key_states, value_states) if step.dense else tuple(uncut)
+
+    def _write(self, step: Step, uncut: list[torch.Tensor]) -> None:
+        """Write what stays of `uncut` keys and values after `step` to the front of the buffer."""
+        front, end = step.front_after, step.held + step.n
+        for buffer, x in zip((self.key_slots, self.value_slots), uncut, strict=True):
             buffer[:, :, :front] = x[:, :, :front]
-            buffer[:, :, front : front + recent] = x[:, :, x.shape[2] - recent :]
-            uncut.append(new if step.dense else x)  # padded rows have sinks twice in x
-        return tuple(uncut)
+            recent = x[:, :, end - (step.held_after - front) : end]
+            buffer[:, :, front : step.held_after] = recent
+
+    def shorten(self, step: Step) -> None:
+        """Have taken, of the last step's tokens, the first `step.n` only."""
+        self._write(step, self.uncut)
 
     def _keep_sinks(self, keys, values) -> None:
         """Copy those of the new tokens that are sinks."""
@@ -113,12 +158,12 @@ class WindowLayer(Layer):
 
     def move(self, first: int, length: int) -> None:
         """Bring `length` slots from `first` on to the front of the buffer."""
-        for x in (self.keys, self.values):
+        for x in (self.key_slots, self.value_slots):
             x[:, :, :length] = x[:, :, first : first + length].clone()
 
     def rebase(self, shift: int, window: slice) -> None:
         """Move the keys in the slots `window` back by `shift` positions."""
-        self.keys[:, :, window] = self.rope.turn(self.keys[:, :, window], -shift)
+        self.key_slots[:, :, window] = self.rope.turn(self.key_slots[:, :, window], -shift)
 
 
 class WindowStore(Slots):
@@ -147,6 +192,20 @@ class WindowStore(Slots):
     def lengths(self, seen: int) -> list[int]:
         """Tokens held per layer, once `seen` have passed."""
         return [min(self.used(seen), seen)] * self.number
+
+    def is_whole(self, seen: int) -> bool:
+        """Whether all tokens are held once `seen` have passed, so that the last can be dropped."""
+        if self.pads is None:
+            return self.held(seen) == seen
+        return seen <= self.recent_size + self.buffer
+
+    def shorten(self, layers: list[WindowLayer], step: Step, n: int) -> None:
+        """Let `step`, the last one and of several tokens, have been one of its first `n`."""
+        seen = step.seen + n
+        step = replace(step, n=n, held_after=self.used(seen), front_after=self.front(seen))
+        for layer in layers:
+            layer.shorten(step)
+        self.stale = True
 
     def is_plain(self, n: int, seen: int) -> bool:
         """Whether `n` tokens more see everything before them, so that any attention will do."""

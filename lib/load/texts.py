@@ -63,7 +63,9 @@ def load_tokens(
 
 
 def _tokens(text: str, tokenizer) -> torch.LongTensor:
-    """All tokens of a text, from disk the second time."""
+    """All tokens of a text, from disk the second time if the tokenizer can be written down."""
+    if not hasattr(tokenizer, "backend_tokenizer"):  # one in plain Python
+        return torch.tensor(tokenizer(text, verbose=False).input_ids)
     recipe = tokenizer.backend_tokenizer.to_str()
     key = hashlib.sha256(f"{recipe}\0{text}".encode(errors="replace")).hexdigest()[:24]
     path = cache_dir() / "tokens" / f"{key}.npy"

@@ -6,6 +6,7 @@ there the chunk is part of the definition.
 """
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,8 +37,9 @@ class Evaluation:
 
     @property
     def ppl(self) -> float:
-        """Perplexity, exp of the mean NLL."""
-        return math.exp(self.nll.double().mean().item())
+        """Perplexity, exp of the mean NLL: infinite where no float is as high."""
+        mean = self.nll.double().mean().item()
+        return math.inf if mean > math.log(sys.float_info.max) else math.exp(mean)
 
     @property
     def accuracy(self) -> float:

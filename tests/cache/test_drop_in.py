@@ -347,16 +347,6 @@ def test_padded_rows_in_plain_calls():
         assert (torch.cat(rows, dim=1)[row, -length:] - expected).abs().max() < 1e-4
 
 
-def test_padded_rows_need_the_models_hook():
-    """Its body alone announces nothing: without masks, pads would be seen."""
-    model, (ids, mask) = cached_model("neox_25"), padded(20, 11)
-    cache = CompressedCache(model, METHOD)
-    with torch.no_grad():
-        model(ids, attention_mask=mask, past_key_values=cache)
-        with pytest.raises(RuntimeError, match="step"):
-            model.base_model(tiny_ids(2, 1), past_key_values=cache)
-
-
 def test_padded_rows_once_enabled():
     model, (ids, mask) = tiny_model("llama_gqa"), padded(20, 6)
     enable_streaming_llm(model, start_size=START, recent_size=RECENT, buffer=0)

@@ -10,7 +10,7 @@ from reference import cached_model, literal_attended, own_generate, tiny_ids, ti
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lib import H2O, TOVA, CompressedCache, FixSizeL2, KeyDiff, Pyramid, SnapKV, evaluate, generate
+from lib import H2O, TOVA, CompressedCache, KeyDiff, Pyramid, SnapKV, evaluate, generate
 from lib.cache.step import BLOCK, Step
 from lib.measure.attention_maps import attention_maps
 from lib.measure.breakdown import filled_cache
@@ -235,23 +235,6 @@ def test_chunks_cut_once_each(method):
     result = evaluate(model, ids, method, 10, after_chunk=lambda _, x: cuts.append(x.evictions))
     assert cuts == [number + (method.budget < 10) for number in range(6)]
     assert result.cache_lengths == [method.budget] * 2
-
-
-def test_our_attention_is_only_there_during_a_step():
-    model = tiny_model("neox_25")
-    cache, seen = CompressedCache(model, TOVA(5)), []
-
-    def note(*_):
-        seen.append(model.config._attn_implementation)
-
-    model.base_model.layers[0].register_forward_hook(note)
-    feed(model, cache, tiny_ids(1, 12), [8, 1, 1, 1, 1])
-    feed(model, CompressedCache(model, FixSizeL2(5, skip_layers=())), tiny_ids(1, 9), [8, 1])
-    assert seen == ["kv_lab"] * 5 + ["sdpa"] * 2
-    assert model.config._attn_implementation == "sdpa"
-    with pytest.raises(IndexError):
-        model(torch.tensor([[1000]]), past_key_values=cache)
-    assert model.config._attn_implementation == "sdpa"
 
 
 def test_steps_without_scores_are_refused():

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from reference import assert_greedy, cached_model, literal_window, own_generate, tiny_ids
+from reference import (
+    assert_greedy,
+    cached_model,
+    literal_window,
+    own_generate,
+    tiny_ids,
+    tiny_model,
+)
 from torch._dynamo.testing import CompileCounter
 
 from lib import CompressedCache, StreamingLLM
@@ -59,10 +66,10 @@ def test_nothing_moves(buffer):
         model(ids[:, :20], past_key_values=cache)
         for token in ids[:, 20:].split(1, dim=1):
             model(token, past_key_values=cache)
-            tensors = [x for layer in cache.layers for x in (layer.keys, layer.values)]
+            tensors = [x for layer in cache.layers for x in (layer.key_slots, layer.value_slots)]
             seen.add(tuple((x.data_ptr(), x.shape) for x in tensors))
     assert len(seen) == 1
-    assert BUDGET <= cache.layers[0].keys.shape[2] < 150
+    assert BUDGET <= cache.layers[0].key_slots.shape[2] < 150
 
 
 @pytest.mark.parametrize("buffer", [0, 3])
@@ -89,13 +96,23 @@ def test_nothing_is_compiled_anew(buffer, attention):
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_a_step_without_its_announcement_is_refused(compiled):
-    """`model.forward` itself runs no hooks, and what comes out must not be wrong silently."""
-    model, ids = cached_model("llama_gqa"), tiny_ids(1, 20)
+def test_a_step_that_the_models_own_call_does_not_announce(compiled):
+    """`model.forward` runs none of the model's hooks, but its body's."""
+    model, ids = cached_model("llama_gqa"), tiny_ids(1, 30)
     cache = CompressedCache(model, METHOD, static=True)
     forward = torch.compile(model.forward, backend="eager") if compiled else model.forward
     with torch.no_grad():
+        pieces = ids.split([5, *[1] * 25], dim=1)
+        parts = [forward(input_ids=piece, past_key_values=cache).logits[0] for piece in pieces]
+    torch._dynamo.reset()
+    expected = literal_window(model, ids[0], START, RECENT)
+    assert (torch.cat(parts) - expected).abs().max() < 1e-4
+
+
+def test_a_step_without_any_announcement_is_refused():
+    model, ids = tiny_model("llama_gqa"), tiny_ids(1, 6)
+    cache = CompressedCache(model.config, METHOD, static=True)
+    with torch.no_grad():
         model(ids[:, :5], past_key_values=cache)
         with pytest.raises(RuntimeError, match="step"):
-            forward(input_ids=ids[:, 5:6], past_key_values=cache)
-    torch._dynamo.reset()
+            model(ids[:, 5:], past_key_values=cache)

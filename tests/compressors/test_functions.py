@@ -4,21 +4,30 @@ import math
 
 import pytest
 import torch
-from reference import FAMILIES, cached_model, literal_scattered, nll_of, tiny_ids
+from reference import FAMILIES, cached_model, literal_scattered, nll_of, tiny_ids, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import DynamicCache, PreTrainedTokenizerFast
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    PreTrainedTokenizer,
+    PreTrainedTokenizerFast,
+    StaticCache,
+)
 
 from lib import (
+    CompressedCache,
     FixSizeL2,
     L2Compress,
     RecentOnly,
     StreamingLLM,
+    enable_streaming_llm,
     evaluate,
     evaluate_with_compression,
     fix_size_l2_compress,
     get_compress_fn,
     l2_compress,
     list_methods,
+    load_tokens,
     recent_only_compress,
     streaming_llm_compress,
 )
@@ -72,6 +81,52 @@ def test_functions_leave_an_empty_cache_alone_and_refuse_anything_else():
     assert recent_only_compress(DynamicCache(), 2).get_seq_length() == 0
     with pytest.raises(TypeError, match="past_key_values is a Tensor: allowed are a list or tuple"):
         recent_only_compress(torch.zeros(1, 2, 10, 4), 2)
+
+
+def filled(kind: str, model):
+    """A cache of three tokens that the functions can't cut."""
+    config, longer = model.config, {"max_cache_len": 12}
+    cache = {
+        "static": lambda: StaticCache(config=config, **longer),
+        "sliding": lambda: DynamicCache(config=config),
+        "compressed": lambda: CompressedCache(model, StreamingLLM(1, 6)),
+        "both": lambda: EncoderDecoderCache(DynamicCache(), DynamicCache()),
+    }[kind]()
+    if kind != "both":
+        with torch.no_grad():
+            model(tiny_ids(1, 3), past_key_values=cache)
+    return cache
+
+
+@pytest.mark.parametrize("function", [streaming_llm_compress, l2_compress, get_compress_fn("h2o")])
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("static", "StaticCache"),
+        ("sliding", "DynamicCache with a DynamicSlidingWindowLayer"),
+        ("compressed", "CompressedCache"),
+        ("both", "EncoderDecoderCache"),
+    ],
+)
+def test_functions_refuse_caches_that_they_would_break(kind, told, function):
+    cache = filled(kind, cached_model("mistral_sliding"))
+    with pytest.raises(TypeError, match=f"past_key_values is a {told}: allowed are a list or tup"):
+        function(cache)
+    assert cache.get_seq_length() == (0 if kind == "both" else 3)
+
+
+def test_a_cut_cache_goes_on():
+    """The next step of the model sees what stayed, where it stood in the text."""
+    model, ids = cached_model("llama_gqa"), tiny_ids(1, 30)
+    cache, position = DynamicCache(), torch.tensor([[29]])
+    with torch.no_grad():
+        model(ids[:, :29], past_key_values=cache)
+        assert streaming_llm_compress(cache, 2, 6) is cache
+        logits = model(ids[:, 29:], past_key_values=cache, position_ids=position).logits
+        mask = torch.full((30, 30), -torch.inf, dtype=torch.float64).triu(1)
+        mask[29, 2:23] = -torch.inf
+        expected = model(ids, attention_mask=mask[None, None]).logits[:, 29:]
+    assert (logits - expected).abs().max() < 1e-8
 
 
 def test_methods_by_name():
@@ -158,6 +213,57 @@ def test_foreign_compress_functions_see_original_positions(tokenizer, family):
     expected = evaluate(model, ids, RecentOnly(7), 1, "original")
     assert (result.nll - expected.nll).abs().max() < 5e-5
     assert result.cache_lengths == [7, 7]
+
+
+class PythonTokenizer(PreTrainedTokenizer):
+    """The same words, without the tokenizers library."""
+
+    @property
+    def vocab_size(self) -> int:
+        return 61
+
+    def get_vocab(self) -> dict[str, int]:
+        return {f"w{number}": number for number in range(61)}
+
+    def _tokenize(self, text, **kwargs):
+        return text.split()
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return int(token[1:])
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return f"w{index}"
+
+
+def test_a_tokenizer_in_plain_python(tokenizer, tmp_path):
+    model, plain, ids = cached_model("neox_25"), PythonTokenizer(), tiny_ids(40, seed=5)
+    own = evaluate_with_compression(model, plain, WORDS, recent_only_compress, {"window_size": 7})
+    assert torch.equal(own.nll, evaluate(model, ids, RecentOnly(7)).nll)
+    (tmp_path / "words.txt").write_text(WORDS)
+    for length in (None, 9):
+        found = load_tokens(str(tmp_path / "words.txt"), plain, length)
+        assert found.dtype == torch.int64
+        assert torch.equal(found, ids[:length])
+
+
+@pytest.mark.parametrize("positions", ["in_cache", "original"])
+def test_streaming_that_is_enabled_changes_no_evaluation(tokenizer, positions):
+    model = tiny_model("llama_gqa")
+    runs = [
+        (None, {}),
+        (recent_only_compress, {"window_size": 9}),
+        (lambda pairs: [(key[:, :, -9:], value[:, :, -9:]) for key, value in pairs], {}),
+    ]
+
+    def perplexities():
+        return [
+            evaluate_with_compression(model, tokenizer, WORDS, *run, 5, positions=positions).ppl
+            for run in runs
+        ]
+
+    expected = perplexities()
+    enable_streaming_llm(model, 1, 3, buffer=0)
+    assert perplexities() == expected
 
 
 def test_foreign_compress_functions_that_cut_layers_unlike(tokenizer):

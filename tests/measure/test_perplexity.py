@@ -61,3 +61,8 @@ def test_recompute_of_several_texts_is_that_of_each():
     both = evaluate_recompute(model, ids, 6, targets, start_size=2, batch_size=2)
     rows = [evaluate_recompute(model, row, 6, targets, start_size=2) for row in ids]
     torch.testing.assert_close(both, torch.stack(rows))
+
+
+@pytest.mark.parametrize(("nll", "ppl"), [(709.0, math.exp(709)), (710.0, math.inf), (0.0, 1.0)])
+def test_the_highest_perplexities(nll, ppl):
+    assert Evaluation(torch.full((3,), nll), torch.zeros(3), [1]).ppl == ppl
