@@ -1,8 +1,10 @@
 """A conversation in one cache, through the model's own chat template.
 
-chat = Chat(*load_model("smollm2"), StreamingLLM(4, 252))
-print(chat.say("Why is the sky blue?"))
-chat.talk()  # typed, at a terminal or in JupyterLab
+    chat = Chat(*load_model("smollm2"), StreamingLLM(4, 252))
+    print(chat.say("Why is the sky blue?"))
+    chat.talk()
+
+`talk` is typed, at a terminal or in JupyterLab; an empty line ends it.
 """
 
 from contextlib import suppress
@@ -26,9 +28,9 @@ class Chat:
     def __init__(
         self, model, tokenizer, compressor: Compressor | None = None, max_new_tokens: int = 256
     ):
-        has_template = getattr(tokenizer, "chat_template", None) is not None
-        what = "one with a chat template, such as that of 'smollm2'"
-        require(has_template, "tokenizer", type(tokenizer).__name__, what)
+        template = getattr(tokenizer, "chat_template", None)
+        what = "a tokenizer with one, such as that of 'smollm2'"
+        require(template is not None, "chat_template", template, what)
         require_int("max_new_tokens", max_new_tokens, 1)
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
         self.cache = make_cache(model, compressor)

@@ -108,7 +108,7 @@ def test_an_answer_is_shown_as_it_is_written(model, tokenizer, capsys):
 
 def test_what_can_not_be_is_refused(model, tokenizer):
     reference = load_tokenizer("reference")
-    with pytest.raises(ValueError, match="allowed is one with a chat template, such as that of"):
+    with pytest.raises(ValueError, match="chat_template=None: allowed is a tokenizer with one"):
         Chat(model, reference)
     with pytest.raises(ValueError, match="max_new_tokens=0: allowed is an int >= 1"):
         Chat(model, tokenizer, max_new_tokens=0)
