@@ -80,23 +80,30 @@ def all_full(runs: pd.DataFrame, base: str = "dense") -> int:
 def summary(runs: pd.DataFrame, first: int, base: str = "dense") -> pd.DataFrame:
     """Each method of `runs` over the turns from `first` on: means, and differences to `base`.
 
-    Differences are paired by turn. Columns `nll`, `repeated_%`, `said_before_%` and the three's
-    `_difference`, with 95% intervals over turns, `kept` tokens at the end and of how many `seen`,
-    the median `ms_per_token` and `n_turns`.
+    Columns `nll`, `nll_difference`, `repeated_%`, `repeated_difference`, `said_before_%` and
+    `ms_per_token` with 95% intervals over turns, tokens `kept` at the end, and `n_turns`.
     """
-    own = {method: part.set_index("turn") for method, part in runs.groupby("method", sort=False)}
     rows = []
-    for method, whole in own.items():
-        part, row = whole.loc[first:], {"method": method}
-        for column in ("nll", "repeated_%", "said_before_%"):
-            estimate = share(part[column]) if column == "said_before_%" else interval(part[column])
-            row |= with_interval(column, estimate)
-            difference = interval(part[column] - own[base].loc[first:, column])
-            row |= with_interval(f"{column.removesuffix('_%')}_difference", difference)
-        row |= {"kept": whole.cache_length.iloc[-1], "seen": whole.seen.iloc[-1]}
-        row |= {"ms_per_token": part.ms_per_token.median(), "n_turns": len(part)}
-        rows.append(row)
+    for method in runs.method.unique():
+        part = runs[(runs.method == method) & (runs.turn >= first)]
+        row = {"method": method}
+        row |= with_interval("nll", interval(part.nll))
+        row |= with_interval("nll_difference", paired(runs, first, "nll", method, base))
+        row |= with_interval("repeated_%", interval(part["repeated_%"]))
+        row |= with_interval("repeated_difference", paired(runs, first, "repeated_%", method, base))
+        row |= with_interval("said_before_%", share(part["said_before_%"]))
+        row |= with_interval("ms_per_token", interval(part.ms_per_token))
+        kept = runs[runs.method == method].cache_length.iloc[-1]
+        rows.append(row | {"kept": kept, "n_turns": len(part)})
     return pd.DataFrame(rows)
+
+
+def paired(
+    runs: pd.DataFrame, first: int, column: str, method: str, base: str
+) -> tuple[float, float, float]:
+    """`column` of a method minus that of `base`, turn by turn from `first` on: mean, low, high."""
+    own = runs[runs.turn >= first].pivot(index="turn", columns="method", values=column)
+    return interval(own[method] - own[base] if len(own) else pd.Series(dtype=float))
 
 
 def interval(values: pd.Series) -> tuple[float, float, float]:

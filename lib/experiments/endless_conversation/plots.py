@@ -1,5 +1,8 @@
 """The figure of an endless conversation, and what its title and its reading may say."""
 
+from collections.abc import Sequence
+from textwrap import shorten
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -8,7 +11,6 @@ from lib.plots import mark, method_style, plain_log
 
 STYLES = {"dense": "baseline", "window": "recent_only", "sinks + window": "streaming_llm"}
 SMOOTH = 5  # turns: questions differ in how hard they are
-UNITS = {"nll": " nats a token", "repeated": " points", "said_before": " points"}
 
 
 def panels(axes: np.ndarray, runs: pd.DataFrame, full: int, base: str = "dense") -> None:
@@ -50,45 +52,43 @@ def by_turn(runs: pd.DataFrame, method: str) -> pd.DataFrame:
     return runs[runs.method == method].set_index("turn")
 
 
-def verdict(row: pd.Series, name: str, more: str, less: str) -> str:
-    """A difference to dense, if it is told apart from none: `loses 1.2 nats a token (0.9 to 1.5)`.
+def verdict(estimate: Sequence[float], unit: str, more: str, less: str) -> str:
+    """A difference to dense (mean, low, high), if told apart from none: `loses 1.2 nats (1 to 2)`.
 
     `more` and `less` are the verbs for one above and one below zero.
     """
-    value, low, high = (row[f"{name}_difference{end}"] for end in ("", "_low", "_high"))
+    value, low, high = estimate
     if not (low > 0 or high < 0):
         return "is not told apart from dense"
     verb, size = (more, (value, low, high)) if low > 0 else (less, (-value, -high, -low))
-    return f"{verb} {size[0]:.3g}{UNITS[name]} ({size[1]:.3g} to {size[2]:.3g})"
+    return f"{verb} {size[0]:.3g} {unit} ({size[1]:.3g} to {size[2]:.3g})"
+
+
+def estimate(row: pd.Series, column: str) -> list[float]:
+    """A number of a table's row with its interval."""
+    return [row[f"{column}{end}"] for end in ("", "_low", "_high")]
 
 
 def title(table: pd.DataFrame) -> str:
     """The finding: what window and sinks + window lose to dense on the reference answers."""
-    told = [f"{row.method} {verdict(row, 'nll', 'loses', 'gains')}" for row in others(table)]
+    told = [
+        f"{row.method} {verdict(estimate(row, 'nll_difference'), 'nats a token', 'loses', 'gains')}"
+        for _, row in table.iterrows()
+        if row.method != "dense"
+    ]
     return f"Once the caches are full: {', '.join(told)}"
 
 
-def brief(table: pd.DataFrame) -> pd.DataFrame:
-    """`summary` as it is read: a value and its interval in one cell, none for dense to itself."""
-    shown = table[["method"]].copy()
-    for column in ("nll", "nll_difference", "repeated_%", "said_before_%"):
-        ends = table[[column, f"{column}_low", f"{column}_high"]].to_numpy()
-        shown[column] = [f"{x:.3g} ({low:.3g} to {high:.3g})" for x, low, high in ends]
-    shown.loc[shown.method == "dense", "nll_difference"] = "–"
-    return shown.join(table[["kept", "seen", "ms_per_token"]].round(1))
-
-
 def shown_in_words(table: pd.DataFrame, answers: pd.DataFrame) -> str:
-    """Whether the window's collapse can be read, and its last answer beside that of the others."""
-    window, last = table.set_index("method").loc["window"], answers.iloc[-1]
-    said = "; ".join(f'{row.method} "{last[row.method]}"' for _, row in table.iterrows())
-    able = "can" if window["said_before_difference_low"] > 0 else "can't"
+    """Whether the window's collapse can be read, and its last answer beside that of the others.
+
+    It can if the window says again, word for word, what it has said, more than dense does.
+    """
+    by, last = table.set_index("method"), answers.iloc[-1]
+    said = "; ".join(f'{method} "{shorten(last[method], 80)}"' for method in by.index)
+    again = by["said_before_%_low"]["window"] > by["said_before_%_high"]["dense"]
+    able = "can" if again else "can't"
     return (
         f"The window's collapse {able} be read in its answers: to the last of those above, "
         f'"{last.question}", is answered: {said}.'
     )
-
-
-def others(table: pd.DataFrame) -> list[pd.Series]:
-    """The rows but dense's."""
-    return [row for _, row in table.iterrows() if row.method != "dense"]
