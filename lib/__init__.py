@@ -33,6 +33,7 @@ _PUBLIC = {
     "measure.generation": ["Generation", "generate"],
     "cache.baseline": ["cache_bytes"],
     "load.models": ["load_model", "load_tokenizer"],
+    "measure.chat": ["Chat"],
     "measure.perplexity": [
         "Evaluation",
         "evaluate",
