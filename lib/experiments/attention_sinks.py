@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from lib.load.models import REFERENCE
-from lib.measure.attention_maps import attention_maps, key_strength
+from lib.measure.attention_maps import heads_with_sink
 from lib.measure.stats import mean_ci, share_ci, with_interval
 from lib.paths import MODELS, local_path
 from lib.require import require
@@ -38,31 +38,29 @@ def other_starts(texts: torch.Tensor, tokenizer, seed: int = 0) -> dict[str, tor
     }
 
 
-def strength_by_text(model, texts: torch.Tensor, num_keys: int) -> np.ndarray:
-    """`lib.sink_strength` of each text apart: (N, L, H, num_keys) for texts (N, T)."""
-    maps = (attention_maps(model, ids) for ids in texts)
-    return np.stack([key_strength(one, num_keys).numpy() for one in maps])
-
-
 def sink_table(strengths: Mapping[str, np.ndarray], threshold: float = 0.3) -> pd.DataFrame:
     """Sinks of each kind of text: `strengths` by name, (N, L, H, K) as of `strength_by_text`.
 
-    Columns `heads_%` (share of heads with a sink at the first token), `mean` and `strongest` (the
-    attention on it in the mean over heads, in the strongest head of each text), each with `_low`
-    and `_high` (95% over texts, from 0 to all); `texts_with_sink_%` (texts in which any head has
-    one), with Wilson's interval; `elsewhere_%` (heads with a sink at another key of K).
+    Columns `heads_%` (`heads_with_sink`), `mean` and `strongest` (the attention on the first token
+    in the mean over heads, in the strongest head of each text), each with `_low` and `_high` (95%
+    over texts, from 0 to all); `change_%` (of `heads_%` to the first kind, in points, paired);
+    `texts_with_sink_%` (texts in which any head has one), with Wilson's interval; `elsewhere_%`
+    (heads with a sink at another key of K).
     """
-    rows = []
+    rows, base = [], heads_with_sink(next(iter(strengths.values())), threshold)
     for name, strength in strengths.items():
         first = strength[..., 0].reshape(len(strength), -1)  # (N, L * H)
         others = strength[..., 1:].max(-1, initial=0)  # (N, L, H)
+        share = heads_with_sink(strength, threshold)
         row = {"text": name}
-        values = {"heads_%": 100 * (first > threshold).mean(1)}
-        values |= {"mean": first.mean(1), "strongest": first.max(1)}
-        for column, by_text in values.items():
-            name, unit = column.removesuffix("_%"), "_%" if column.endswith("_%") else ""
-            estimate = np.clip(mean_ci(by_text), 0, 100 if unit else 1)
-            row |= with_interval(name, estimate.tolist(), unit)
+        for column, by_text, whole in (
+            ("heads", 100 * share, 100),
+            ("mean", first.mean(1), 1),
+            ("strongest", first.max(1), 1),
+        ):
+            unit = "_%" if whole == 100 else ""
+            row |= with_interval(column, np.clip(mean_ci(by_text), 0, whole).tolist(), unit)
+        row |= with_interval("change", mean_ci(100 * (share - base)), "_%")
         found = share_ci((first > threshold).any(1).sum(), len(first))
         columns = ("texts_with_sink_%", "texts_low", "texts_high")
         row |= {column: 100 * x for column, x in zip(columns, found, strict=True)}
@@ -71,20 +69,49 @@ def sink_table(strengths: Mapping[str, np.ndarray], threshold: float = 0.3) -> p
     return pd.DataFrame(rows)
 
 
-def training_sinks(model: str, threshold: float = 0.3) -> pd.DataFrame:
-    """Sinks at every evaluation of a training; no rows where no `training_log.json` lies.
+def sinks_by_layer(first: np.ndarray, threshold: float = 0.3) -> pd.DataFrame:
+    """Share of a layer's heads with a sink, for strengths at the first token `first` (N, L, H).
 
-    Columns `step`, `heads_%` (share of heads with a sink at the first token), `strongest`, `mean`
-    with `mean_low` and `mean_high` (95% over heads), and `n_heads`.
+    Columns `layer`, `heads_%`, `heads_low`, `heads_high` (95% over texts), `n_texts`, `n_heads`.
+    """
+    share = 100 * (first > threshold).mean(-1)  # (N, L)
+    rows = []
+    for layer, by_text in enumerate(share.T):
+        interval = np.clip(mean_ci(by_text), 0, 100).tolist()
+        row = {"layer": layer} | with_interval("heads", interval, "_%")
+        rows.append(row | {"n_texts": len(first), "n_heads": first.shape[2]})
+    return pd.DataFrame(rows)
+
+
+def place_or_token(starts: pd.DataFrame) -> str:
+    """What the sinks of a `sink_table` go with, in words, from the texts begun with another token.
+
+    The place where more than half of the heads keep theirs in all three of these, the first token
+    where they do in none.
+    """
+    share = starts.set_index("text")["heads_%"]
+    begun = ("first token random", "first token a newline", "first token cut off")
+    if share["text as it is"] == 0:
+        return "there is no sink"
+    kept = [share[name] > share["text as it is"] / 2 for name in begun]
+    if all(kept):
+        return "the sink is at the first place, whatever token stands there"
+    return "some first tokens make a sink" if any(kept) else "the sink is this first token"
+
+
+def training_strengths(model: str) -> pd.DataFrame:
+    """Sink strength of every head, strongest first, at five evaluations spread over a training.
+
+    Columns `step`, `rank` (from 1) and `sink_strength`, which the log holds averaged over its
+    texts; no rows where no `training_log.json` lies beside the model.
     """
     folder = MODELS / REFERENCE if model == REFERENCE else local_path(model)
     path = Path(folder) / "training_log.json"
-    columns = ["step", "heads_%", "strongest", "mean", "mean_low", "mean_high", "n_heads"]
     if not path.exists():
-        return pd.DataFrame(columns=columns, dtype=float)
+        return pd.DataFrame(columns=["step", "rank", "sink_strength"], dtype=float)
     history, heads = read_log(path)
     rows = []
-    for step, row in zip(history.step, heads.to_numpy(), strict=True):  # row: (L * H,)
-        share = 100 * float((row > threshold).mean())
-        rows.append((step, share, row.max(), *mean_ci(row), len(row)))
-    return pd.DataFrame(rows, columns=columns)
+    for place in np.unique(np.linspace(0, len(heads) - 1, 5).round().astype(int)):
+        ranked = np.sort(heads.iloc[place])[::-1]
+        rows += [(history.step[place], rank, alpha) for rank, alpha in enumerate(ranked, start=1)]
+    return pd.DataFrame(rows, columns=["step", "rank", "sink_strength"])

@@ -19,25 +19,31 @@ from lib.plots import (
     subplots,
 )
 
-NUMBERED = 16  # heads up to which a map of heads shows its values as numbers
+NUMBERED = (12, 16)  # layers and heads up to which a map of heads shows its values as numbers
+SHOWN = (6, 9)  # layers and heads whose attention maps are drawn at most
 ON_IT = "attention on the first token"
 
 
 def map_panels(maps: torch.Tensor, shown: int) -> Figure:
-    """A panel for each head of `maps` (L, H, T, T): its first `shown` tokens, on a log scale."""
-    layers, heads = maps.shape[:2]
-    size = (WIDTH, 0.87 * WIDTH * layers / heads + 0.6)
-    fig, axes = subplots(layers, heads, figsize=size, squeeze=False, layout="constrained")
-    for (layer, head), ax in np.ndenumerate(axes):
+    """A panel for each head of `maps` (L, H, T, T): its first `shown` tokens, on a log scale.
+
+    Of many layers and heads `SHOWN` are drawn, evenly spread from the first to the last.
+    """
+    places = [_spread(size, most) for size, most in zip(maps.shape, SHOWN, strict=False)]
+    rows, columns = map(len, places)
+    size = (WIDTH, 0.87 * WIDTH * rows / columns + 0.6)
+    fig, axes = subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for (row, column), ax in np.ndenumerate(axes):
+        layer, head = places[0][row], places[1][column]
         picture = np.log10(maps[layer, head, :shown, :shown].numpy().clip(1e-3))
         look = {"vmin": -3, "vmax": 0, "cmap": "magma"}
         image = ax.imshow(np.where(np.tri(shown) > 0, picture, np.nan), **look)
         ax.set(xticks=[], yticks=[])
         ax.grid(False)
         ax.spines[:].set_visible(False)
-        if head == 0:
-            ax.set_ylabel(f"layer {layer}")
-        if layer == 0:
+        if column == 0:
+            ax.set_ylabel(f"layer {layer}", fontsize=11)
+        if row == 0:
             ax.set_title(f"head {head}", fontsize=11)
     fig.colorbar(image, ax=axes, shrink=0.5, label="attention (log10)")
     fig.supxlabel(f"key (token, the first {shown})", fontsize=12)
@@ -45,17 +51,34 @@ def map_panels(maps: torch.Tensor, shown: int) -> Figure:
     return fig
 
 
-def strength_map(table: pd.DataFrame, threshold: float) -> Figure:
-    """`sink_strength` by `layer` and `head`; a dot where its interval includes the threshold."""
+def _spread(size: int, most: int) -> list[int]:
+    """Up to `most` of the whole numbers below `size`, evenly spread from the first to the last."""
+    return np.unique(np.linspace(0, size - 1, min(size, most)).round().astype(int)).tolist()
+
+
+def strength_map(table: pd.DataFrame, layers: pd.DataFrame, threshold: float) -> Figure:
+    """`sink_strength` by `layer` and `head`, and beside it the `sinks_by_layer`.
+
+    A dot where a head's interval includes the threshold.
+    """
     places = table.set_index(["layer", "head"])
     grid = places.sink_strength.unstack("head")
-    size = (WIDTH, 0.55 * len(grid) + 1.6)
-    fig, ax = subplots(figsize=size, layout="constrained")
-    look = {"vmin": 0, "vmax": 1, "cmap": "viridis", "cbar_kws": {"label": ON_IT}}
-    sns.heatmap(grid, annot=grid.shape[1] <= NUMBERED, fmt=".2f", ax=ax, **look)
+    numbered = all(size <= most for size, most in zip(grid.shape, NUMBERED, strict=True))
+    size = (WIDTH, (0.55 if numbered else 0.2) * len(grid) + 1.9)
+    shape = {"figsize": size, "width_ratios": [2.6, 1], "layout": "constrained"}
+    fig, (left, right) = subplots(1, 2, **shape)
+    bar = {"label": ON_IT, "location": "bottom", "shrink": 0.7, "aspect": 30, "pad": 0.02}
+    look = {"vmin": 0, "vmax": 1, "cmap": "viridis", "cbar_kws": bar}
+    each = 1 if len(grid) <= NUMBERED[0] else 5  # labelled layer
+    sns.heatmap(grid, annot=numbered, fmt=".2f", yticklabels=each, ax=left, **look)
     unsure = (places.sink_strength_low < threshold) & (threshold < places.sink_strength_high)
-    mark_cells(ax, unsure.unstack("head").to_numpy())
-    ax.set(xlabel="head (dot: the 95% interval includes the threshold)", ylabel="layer")
+    mark_cells(left, unsure.unstack("head").to_numpy())
+    left.set(xlabel="head (dot: the 95% interval includes the threshold)", ylabel="layer")
+    right.barh(layers.layer + 0.5, layers["heads_%"], color=BLUE, alpha=0.4, height=0.8)
+    centred = layers.assign(layer=layers.layer + 0.5)
+    points(right, centred, "heads_%", "layer", color=BLUE, ms=3, elinewidth=1.2)
+    right.set(xlabel="heads with a sink (%)", ylim=left.get_ylim(), xlim=(0, 100))
+    right.set_yticks(left.get_yticks(), left.get_yticklabels())
     return fig
 
 
@@ -68,7 +91,9 @@ def mass_by_depth(depth: pd.DataFrame) -> Figure:
         label = "the first token" if size == 1 else f"the first {size} tokens"
         band(ax, part, "layer", "mass", alpha=0.2, marker="o", color=color, label=label)
         ax.axhline(part.uniform.iloc[0], color=color, linestyle=":", linewidth=1)
-    ax.set(xlabel="layer", ylabel="share of attention", xticks=depth.layer.unique(), ylim=0)
+    layers = depth.layer.unique()
+    ticks = layers if len(layers) <= NUMBERED[0] else layers[::5]
+    ax.set(xlabel="layer", ylabel="share of attention", xticks=ticks, ylim=0)
     ax.legend(title="attention on (dotted: uniform)")
     return fig
 
@@ -94,16 +119,22 @@ def other_starts(starts: pd.DataFrame, threshold: float) -> Figure:
     return fig
 
 
-def training(history: pd.DataFrame, threshold: float, texts: int) -> Figure:
-    """Heads with a sink and its strength by `step` of `training_sinks`, each over `texts` texts."""
-    fig, (left, right) = subplots(1, 2, figsize=(WIDTH, 3.2), sharex=True, layout="constrained")
-    dots = {"marker": "o", "ms": 3.5, "lw": 1}
-    band(left, history, "step", "heads_%", color=BLUE, **dots)
-    band(right, history, "step", "strongest", color=VERMILLION, label="strongest head", **dots)
-    band(right, history, "step", "mean", alpha=0.2, color=BLUE, label="mean of heads", **dots)
-    right.axhline(threshold, color="#777777", linewidth=1, linestyle=":")
-    for ax, label in ((left, "heads with a sink (%)"), (right, ON_IT)):
-        ax.set(xlabel=f"training step (n = {texts} texts)", ylabel=label, ylim=0)
-        ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    right.legend(loc="center right", title=f"dotted: threshold {threshold:g}")
+def training(ranked: pd.DataFrame, threshold: float, model: str) -> Figure:
+    """Strength of the first token by rank of the head, a line for each evaluation of a training.
+
+    A sentence where `training_strengths` found none.
+    """
+    fig, ax = subplots(figsize=(WIDTH, 3.4), layout="constrained")
+    if ranked.empty:
+        told = f"No log of a training lies beside {model}:\nwhen its sinks appeared is not known."
+        ax.text(0.5, 0.5, told, ha="center", va="center")
+        ax.set_axis_off()
+        return fig
+    steps = ranked.step.unique()
+    for step, color in zip(steps, sns.color_palette("viridis", len(steps)), strict=True):
+        part = ranked[ranked.step == step]
+        ax.plot(part["rank"], part.sink_strength, "o-", ms=3, lw=1, color=color, label=f"{step:,}")
+    ax.axhline(threshold, color="#777777", linewidth=1, linestyle=":")
+    ax.set(xlabel="heads, the strongest first", ylabel=ON_IT, ylim=0)
+    ax.legend(title=f"training step\n(dotted: {threshold:g})")
     return fig

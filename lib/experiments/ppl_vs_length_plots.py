@@ -24,14 +24,19 @@ from .ppl_vs_length import rolling_nll
 
 
 def by_position(curves: pd.DataFrame, marks: Mapping[str, int]) -> Figure:
-    """Perplexity by `position`, a line for each `method`; `marks` names positions."""
-    fig, ax = subplots(layout="constrained")
+    """Perplexity by `position`, a line for each `method`, and its ratio; `marks` names places.
+
+    In `ratio` they are paired by text with sinks + window, which is 1 there.
+    """
+    fig, (top, bottom) = _two_panels(6.4)
     for name, part in curves.groupby("method", sort=False):
-        method_band(ax, part, "position", "ppl", name)
+        method_band(top, part, "position", "ppl", name)
+        method_band(bottom, part, "position", "ratio", name)
     for word, position in marks.items():
-        mark(ax, position, word)
-    _log_axes(ax, "position in the text (tokens)")
-    label_line_ends(ax)
+        mark(top, position, word)
+        mark(bottom, position, "")
+    _log_axes(top, bottom, "position in the text (tokens)")
+    label_line_ends(top, gap=0.09)
     return fig
 
 
@@ -71,36 +76,53 @@ def sink_counts(sinks: pd.DataFrame, start_size: int, budget: int) -> Figure:
 
 
 def budgets(by_budget: pd.DataFrame, lazy: pd.DataFrame, start: int) -> Figure:
-    """Perplexity by `budget`, and with buffers over `start` tokens at the mean that is held."""
-    fig, ax = subplots(layout="constrained")
+    """Perplexity by `budget` (with buffers over `start` tokens at the mean held), and the ratio.
+
+    `recompute`, known at a sample of the tokens only, is in the ratio alone.
+    """
+    fig, (top, bottom) = _two_panels(6.4)
     for name, part in by_budget.groupby("method", sort=False):
-        method_band(ax, part.sort_values("budget"), "budget", "ppl", name)
+        rows = part.sort_values("budget")
+        if name != "recompute":
+            method_band(top, rows, "budget", "ppl", name)
+        method_band(bottom, rows, "budget", "ratio", name)
     drawn = lazy[lazy.buffer > 0]
     diamonds = {"markeredgecolor": "white", "markersize": 9, "zorder": 3, "label": "_lazy"}
     color = method_color("streaming_lazy")
-    (dots,) = ax.plot(drawn.mean_held, drawn.ppl, "d", color=color, **diamonds)
-    _log_axes(ax, "budget (tokens held)")
-    label_line_ends(ax)
+    (dots,) = top.plot(drawn.mean_held, drawn.ppl, "d", color=color, **diamonds)
+    _log_axes(top, bottom, "budget (tokens held)")
+    label_line_ends(top, gap=0.09)
+    label_line_ends(bottom, gap=0.09)
     buffers = ", ".join(map(str, drawn.buffer))
-    ax.legend([dots], [f"{start} and a buffer of {buffers} (at the mean held)"], loc="lower left")
+    top.legend([dots], [f"{start} and a buffer of {buffers} (at the mean held)"], loc="lower left")
     return fig
 
 
 def stream(flat: pd.DataFrame) -> Figure:
-    """Perplexity along one stream by `position`, a line for each `method`."""
-    fig, ax = subplots(figsize=(WIDTH, 3.8), layout="constrained")
+    """Perplexity along one stream by `position`, a line for each `method`, and below its ratio."""
+    fig, (top, bottom) = _two_panels(5.4)
     for name, part in flat.groupby("method", sort=False):
-        method_band(ax, part, "position", "ppl", name)
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    ax.locator_params(axis="x", nbins=5)
-    ax.set(xlabel="position in the stream (tokens)", ylabel="perplexity", ylim=0)
-    label_line_ends(ax)
+        method_band(top, part, "position", "ppl", name)
+        method_band(bottom, part, "position", "ratio", name)
+    bottom.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    bottom.locator_params(axis="x", nbins=5)
+    bottom.set(xlabel="position in the stream (tokens)", ylabel="ratio to\nsinks + window")
+    top.set(ylabel="perplexity", ylim=0)
+    label_line_ends(top, gap=0.1)
     return fig
 
 
-def _log_axes(ax: Axes, label: str) -> None:
-    """Perplexity over tokens, both on log axes with plain numbers."""
-    ax.set_xscale("log", base=2)
-    plain_log(ax.yaxis)
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    ax.set(xlabel=label, ylabel="perplexity")
+def _two_panels(height: float) -> tuple[Figure, tuple[Axes, Axes]]:
+    """Two panels above one another on one axis."""
+    shape = {"sharex": True, "layout": "constrained", "height_ratios": [1.2, 1]}
+    return subplots(2, 1, figsize=(WIDTH, height), **shape)
+
+
+def _log_axes(top: Axes, bottom: Axes, label: str) -> None:
+    """Perplexity and its ratio to sinks + window over tokens, all log axes with plain numbers."""
+    bottom.set_xscale("log", base=2)
+    bottom.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    for ax, unit in ((top, "perplexity"), (bottom, "ratio to\nsinks + window")):
+        plain_log(ax.yaxis)
+        ax.set_ylabel(unit)
+    bottom.set_xlabel(label)

@@ -5,9 +5,12 @@ import torch
 
 from lib.compressors import RecentOnly, StreamingLLM
 from lib.load.texts import texts_of
+from lib.measure.attention_maps import heads_with_sink, strength_by_text
 from lib.measure.perplexity import evaluate, evaluate_recompute
-from lib.measure.stats import ppl_ci, ppl_ratio_ci
+from lib.measure.stats import mean_ci, ppl_ci, ppl_ratio_ci
 from lib.training.batches import copying_loss
+
+SINKS = (16, 256)  # texts, and tokens of a text, for the share of heads: as in 01_attention_sinks
 
 
 def audit(
@@ -27,7 +30,8 @@ def audit(
     number only) and `n` (texts or tokens).
     """
     trained = model.config.max_position_embeddings
-    rows = [_copying(model), *_dense(model, tokens, trained, num_texts)]
+    rows = [_copying(model), _sinks(model, tokens)]
+    rows += _dense(model, tokens, trained, num_texts)
     for budget in budgets:
         rows += _streaming(model, tokens, budget, num_texts, samples)
     rows.append(_flatness(model, tokens[:flat_tokens], budgets[0]))
@@ -37,6 +41,14 @@ def audit(
 def _copying(model) -> tuple:
     loss = copying_loss(model, batch_size=32, length=128)
     return ("copying loss (nats)", loss, float("nan"), float("nan"), 32)
+
+
+def _sinks(model, tokens) -> tuple:
+    """Share of heads with a sink at the first token, above 0.3."""
+    count, length = SINKS
+    texts = texts_of(tokens, count, length + 1, model.config.bos_token_id)[:, :length]
+    share = heads_with_sink(strength_by_text(model, texts, 1))
+    return ("heads with a sink (%)", *mean_ci(100 * share), count)
 
 
 def _dense(model, tokens, trained: int, num_texts: int) -> list[tuple]:

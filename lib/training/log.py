@@ -28,7 +28,6 @@ def log_tables(log: list[dict]) -> tuple[pd.DataFrame, pd.DataFrame]:
         }
     )
     history = pd.DataFrame(log).drop(columns="sink_strength")
-    history["sink_heads"] = (heads > 0.3).sum(axis=1)
     history["n_train"] = history.tokens.diff().fillna(0).astype(int)
     for name, (rows, length) in (("n_heldout", HELDOUT), ("n_copying", COPIED)):
         history[name] = rows * (length - 1)  # of each row the first can't be predicted
