@@ -16,10 +16,11 @@ import psutil
 from lib import StreamingLLM, load_model, save_table
 from lib.measure.breakdown import breakdown
 from lib.measure.limits import decoding_work, measure_machine, share_of_limit
-from lib.measure.stats import summarise
+from lib.measure.stats import over_medians, summarise
 from lib.results.save import machine_line
 
 BASELINE = "baseline"
+EARLY = 1000  # the token against which a late one is held
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -41,21 +42,13 @@ def measure(shape: str, options: argparse.Namespace) -> pd.DataFrame:
     methods, buffers = {BASELINE: None, strict: method, lazy: method}, {lazy: 64}
     common = {"steps": options.steps, "repeats": options.repeats}
     runs = breakdown(model, methods, options.contexts, buffers, **common)
-    base = runs[runs.method == BASELINE].set_index(["context", "repeat"]).total_ms
-    keys = pd.MultiIndex.from_frame(runs[["context", "repeat"]])
-    runs["speedup"] = base.reindex(keys).to_numpy() / runs.total_ms.to_numpy()
     # bookkeeping against a step with as many cached tokens and no compression
     same = runs[(runs.method == BASELINE) & (runs.context == options.cache)]
     if len(same):
         share = runs.bookkeeping_ms / runs.repeat.map(same.set_index("repeat").total_ms)
         runs["bookkeeping_%"] = 100 * share
     streamed = {name: methods[name] for name in (strict, lazy)}
-    early_late = breakdown(model, streamed, [1000, options.late], buffers, **common)
-    early = early_late[early_late.context == 1000].set_index(["method", "repeat"]).total_ms
-    keys = pd.MultiIndex.from_frame(early_late[["method", "repeat"]])
-    early_late["against_token_1000"] = (
-        early_late.total_ms.to_numpy() / early.reindex(keys).to_numpy()
-    )
+    early_late = breakdown(model, streamed, [EARLY, options.late], buffers, **common)
     runs = pd.concat([runs, early_late], ignore_index=True)
     machine = measure_machine(model.device, model.dtype)
     held = runs.context.where(runs.method == BASELINE, runs.context.clip(upper=options.cache))
@@ -65,6 +58,17 @@ def measure(shape: str, options: argparse.Namespace) -> pd.DataFrame:
     ]
     print(f"{shape}: {machine}, resident {psutil.Process().memory_info().rss / 2**20:.0f} MiB")
     return runs.assign(shape=shape)
+
+
+def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
+    """Speed-ups over the baseline and times over those at token 1,000, both of medians."""
+    ends = ["", "_q1", "_q3"]
+    base, early = table[table.method == BASELINE], table[table.context == EARLY]
+    slower = over_medians(table, "tpot_ms", base, ["shape", "context"])
+    later = over_medians(table, "tpot_ms", early, ["shape", "method"])
+    table[[f"speedup{end}" for end in ends]] = 1 / slower[["ratio", "ratio_q3", "ratio_q1"]]
+    table[[f"against_token_1000{end}" for end in ends]] = later
+    return table
 
 
 def brief(table: pd.DataFrame) -> pd.DataFrame:
@@ -85,13 +89,14 @@ def main() -> None:
     os.environ["KVLAB_PARAMETERS"] = json.dumps(changed)
     runs = pd.concat([measure(shape, options) for shape in options.shapes], ignore_index=True)
     runs = runs.rename(columns={"total_ms": "tpot_ms"})
-    columns = ["tpot_ms", "speedup", "against_token_1000", "bookkeeping_%", "limit_%"]
-    table = summarise(runs, ["shape", "context", "method"], columns)
+    columns = ["tpot_ms", "bookkeeping_%", "limit_%"]
+    table = with_ratios(summarise(runs, ["shape", "context", "method"], columns))
     caption = (
         f"One step of decoding, batch 1, float32, by context (random keys, no prefill): speed-up "
         f"over DynamicCache, TPOT against that at token 1,000, time in the cache against a step of "
         f"DynamicCache with {options.cache} tokens, share of the limit (memory read at the "
-        f"machine's rate). Medians and quartiles over n interleaved repeats. {machine_line()}."
+        f"machine's rate). Medians and quartiles over n interleaved repeats, ratios of medians. "
+        f"{machine_line()}."
     )
     save_table(table, "decoding", caption)
     save_table(brief(table), "decoding_brief", caption.replace("Medians and quartiles", "Medians"))

@@ -40,6 +40,7 @@ class MethodStyle:
 
 METHODS = {
     "baseline": MethodStyle(BLACK, "o", "dense"),
+    "static_cache": MethodStyle(GREY, "h"),
     "recent_only": MethodStyle(VERMILLION, "v", "window"),
     "streaming_llm": MethodStyle(BLUE, "s", "sinks + window"),
     "streaming_lazy": MethodStyle(SKY, "d", "sinks + window, lazy"),
@@ -65,6 +66,7 @@ _FREE = cycle(
 _GIVEN: dict[str, MethodStyle] = {}
 # The strategies of one method share its colour
 LINES = {
+    "static_cache": "--",
     "fix_l2_high": "--",
     "fix_l2_random": ":",
     "l2_ratio_0.5": "--",

@@ -1,7 +1,7 @@
 """The cache of a run, ours or transformers' own, and what either holds and takes."""
 
 import torch
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, StaticCache
 
 from lib.compressors import Compressor
 from lib.require import require
@@ -10,19 +10,28 @@ from .checks import check_checkpointing, check_method
 from .compressed import CompressedCache
 from .hooks import Announced, attach, transformers_model
 
+# given in a compressor's place: dense attention in transformers' `StaticCache`, which never copies
+STATIC = "static"
+
 
 def make_cache(
     model,
-    compressor: Compressor | None,
+    compressor: Compressor | str | None,
     buffer: int = 0,
     positions: str = "in_cache",
     prefill: str = "streamed",
     static: bool = False,
+    room: int = 0,
 ) -> Cache:
     """The cache of a run: a `lib.CompressedCache`, or for None a dense `DynamicCache`.
 
+    For `STATIC` it is a `StaticCache` with room for `room` tokens, dense too.
+
     Raises ValueError unless these are a compressor and a way to run it on this model.
     """
+    if compressor == STATIC:
+        check_method(None, positions, buffer, prefill)
+        return StaticCache(config=model.config, max_cache_len=room)
     if compressor is not None:
         return CompressedCache(model, compressor, buffer, positions, prefill, static)
     check_method(None, positions, buffer, prefill)
@@ -32,6 +41,11 @@ def make_cache(
 
 class Dense(DynamicCache):
     """A `DynamicCache` that stays one where streaming is enabled."""
+
+
+def streams(compressor: Compressor | str | None) -> bool:
+    """Whether the method reads its prompt by chunks, every token through its own window."""
+    return isinstance(compressor, Compressor) and bool(compressor.window)
 
 
 class OriginalPositions(DynamicCache, Announced):
@@ -59,6 +73,8 @@ def held_lengths(cache: Cache) -> list[int]:
     """Tokens held per layer, by our cache or transformers' own."""
     if isinstance(cache, CompressedCache):
         return cache.cached_lengths
+    if isinstance(cache, StaticCache):
+        return [int(layer.get_seq_length()) for layer in cache.layers]
     return [layer.keys.shape[2] for layer in cache.layers]
 
 

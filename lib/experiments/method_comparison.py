@@ -9,8 +9,7 @@ import torch
 
 from lib.measure.perplexity import Evaluation
 from lib.measure.rows import budget_of, split_names
-from lib.measure.speed import change_against
-from lib.measure.stats import ppl_ci, ppl_ratio_ci, summarise, with_interval
+from lib.measure.stats import over_medians, ppl_ci, ppl_ratio_ci, summarise, with_interval
 from lib.require import require_share
 
 # the main columns of a comparison's table, for a page
@@ -70,17 +69,17 @@ def lead_of(
 def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Cost of each method and context length over the repeats of `lib.measure.speed.measure`.
 
-    Median and quartiles of times, of their change against the first method (the baseline, where
-    there is one), and of the share of the machine's limit; tokens held, MiB allocated and at peak,
-    with their changes.
+    Median and quartiles of times and of the share of the machine's limit; the change of the medians
+    against the first method, the baseline where there is one (`over_medians`); tokens held, MiB
+    allocated and at peak, with their changes.
     """
-    runs, first = runs.copy(), runs.method.iloc[0]
     changing = ["ttft_s", "tpot_ms", "throughput", "attention_ms"]
-    for column in changing:
-        runs[f"{column}_change_%"] = change_against(runs, column, first)
-    columns = [*changing, *(f"{x}_change_%" for x in changing), "limit_%"]
     by = ["context", "method", "prefill"]
-    cost = summarise(runs, by, columns).rename(columns={"n": "n_repeats"})
+    cost = summarise(runs, by, [*changing, "limit_%"]).rename(columns={"n": "n_repeats"})
+    first = cost[cost.method == runs.method.iloc[0]]
+    for column in changing:
+        change = 100 * (over_medians(cost, column, first, ["context"]) - 1)
+        cost[[f"{column}_change_%{end}" for end in ("", "_q1", "_q3")]] = change
     held = ["cache_length", "cache_mib", "peak_mib"]
     cost = cost.merge(runs.groupby(by, sort=False)[held].first().reset_index(), on=by)
     for column in held:

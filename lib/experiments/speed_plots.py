@@ -20,6 +20,13 @@ PARTS = {
 }
 
 
+def faster(row: pd.Series, column: str) -> str:
+    """A speed-up in words, with its ends; "not told apart" where the quartiles overlap."""
+    ratio, low, high = (row[f"{column}{end}"] for end in ("", "_q1", "_q3"))
+    apart = "" if low > 1 or high < 1 else "; not told apart"
+    return f"{ratio:.2f}x ({low:.2f} to {high:.2f}{apart})"
+
+
 def speed_panels(speed: pd.DataFrame) -> Figure:
     """A panel for each of `PANELS`, a line for each method; bands are quartiles over repeats.
 
@@ -39,7 +46,8 @@ def speed_panels(speed: pd.DataFrame) -> Figure:
     for ax in axes[1]:
         ax.set_xticks(contexts, [f"{length:,}" for length in contexts], fontsize=10)
         _name_contexts(ax)
-    axes[0, 0].legend(fontsize=10)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside lower center", ncols=4, fontsize=10, handlelength=3)
     return fig
 
 

@@ -8,7 +8,8 @@ import pandas as pd
 import torch
 from transformers import Cache
 
-from lib.cache.baseline import make_cache
+from lib.cache.baseline import make_cache, streams
+from lib.cache.compressed import CompressedCache
 from lib.compressors import Compressor
 from lib.progress import progress
 from lib.require import require, require_int
@@ -22,7 +23,7 @@ FILL_CHUNK = 512  # tokens by which a streamed context fills a cache, as in `lib
 @torch.no_grad()
 def breakdown(
     model,
-    methods: Mapping[str, Compressor | None],
+    methods: Mapping[str, Compressor | str | None],
     context_lengths: list[int],
     buffers: Mapping[str, int] | None = None,
     steps: int = 32,
@@ -46,7 +47,8 @@ def breakdown(
     ]
     rows = []
     for repeat, length, name in progress(runs, desc="breakdown"):
-        cache = filled_cache(model, methods[name], length, (buffers or {}).get(name, 0))
+        buffer, room = (buffers or {}).get(name, 0), 2 * (warmup + steps)
+        cache = filled_cache(model, methods[name], length, buffer, room=room)
         row = {"method": name, "context": length, "repeat": repeat}
         rows.append(row | _parts(model, cache, steps, warmup))
     return pd.DataFrame(rows)
@@ -89,25 +91,32 @@ def timed_step(model, ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, St
 
 
 def filled_cache(
-    model, method: Compressor | None, length: int, buffer: int = 0, seed: int = 0
+    model,
+    method: Compressor | str | None,
+    length: int,
+    buffer: int = 0,
+    seed: int = 0,
+    room: int = 0,
 ) -> Cache:
-    """A cache (`method=None`: dense) that has seen `length` random keys and values, no model run.
+    """The cache of a `method` of `lib.generate` that has seen `length` random keys and values.
 
-    All layers get the same ones. They come in as `lib.generate` lets a prompt in: by chunks where a
-    window streams, else at once, and the cache cuts and turns them as ever.
+    All layers get the same ones, and no model runs. They come in as `lib.generate` lets a prompt
+    in: by chunks where a window streams, else at once, and the cache cuts and turns them as ever. A
+    static one has `room` for more.
     """
     require_int("context", length, 1)
     layers, heads, width = cache_shape(model)
     generator = torch.Generator(model.device).manual_seed(seed)
     like = {"generator": generator, "device": model.device, "dtype": model.dtype}
     keys, values = (torch.randn(1, heads, length, width, **like) for _ in range(2))
-    cache = make_cache(model, method, buffer)
-    scored = method is not None and cache.store.scored
+    cache = make_cache(model, method, buffer, room=length + room)
+    ours = isinstance(cache, CompressedCache)
+    scored = ours and cache.store.scored
     what = "one that does not look at attention: there are no queries"
     require(not scored, "method", method, what)
-    chunk = FILL_CHUNK if method is not None and method.window else length
+    chunk = FILL_CHUNK if streams(method) else length
     for key, value in zip(keys.split(chunk, dim=2), values.split(chunk, dim=2), strict=True):
-        if method is not None:
+        if ours:
             cache.step(key.shape[2], model.device)
         for layer in range(layers):
             cache.update(key, value, layer)

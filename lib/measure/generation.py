@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lib.cache.baseline import cache_bytes, held_lengths, make_cache
+from lib.cache.baseline import STATIC, cache_bytes, held_lengths, make_cache, streams
 from lib.cache.checks import check_ids
 from lib.compressors import Compressor
 from lib.require import require, require_int
@@ -41,7 +41,7 @@ class Generation:
 def generate(
     model,
     input_ids: torch.Tensor,
-    compressor: Compressor | None = None,
+    compressor: Compressor | str | None = None,
     max_new_tokens: int = 128,
     positions: str = "in_cache",
     buffer: int = 0,
@@ -55,17 +55,20 @@ def generate(
 
     `positions`, `buffer` and `prefill` are those of `lib.CompressedCache`; a streamed prompt goes
     in `prefill_chunk` tokens at a time, a dense one in one piece, as for methods that look at the
-    keys. `compressor=None` is the `DynamicCache` baseline. `compile` runs the steps of one token
-    through `torch.compile` (position-only methods), which takes its time at first.
+    keys. `compressor=None` is the `DynamicCache` baseline, "static" the same in a `StaticCache`.
+    `compile` runs the steps of one token through `torch.compile` (position-only methods), which
+    takes its time at first.
     """
     require_int("max_new_tokens", max_new_tokens, 1)
     require_int("prefill_chunk", prefill_chunk, 1)
     require(temperature >= 0, "temperature", temperature, ">= 0 (0 is greedy)")
     ids = check_ids(model, input_ids, 1)
-    require(compressor or not compile, "compile", compile, "False for the baseline")
-    cache = make_cache(model, compressor, buffer, positions, prefill, static=compile)
+    dense = compressor in (None, STATIC)
+    require(not (dense and compile), "compile", compile, "False for the baseline")
+    room = ids.shape[1] + max_new_tokens - 1
+    cache = make_cache(model, compressor, buffer, positions, prefill, compile, room)
     sampler = torch.Generator(ids.device).manual_seed(seed)
-    streamed = compressor is not None and compressor.window and prefill == "streamed"
+    streamed = streams(compressor) and prefill == "streamed"
     pieces = ids.split(prefill_chunk, dim=1) if streamed else (ids,)
     step = _compiled(model) if compile else model
 

@@ -6,6 +6,7 @@ from itertools import product
 import pandas as pd
 import torch
 
+from lib.cache.baseline import streams
 from lib.compressors import Compressor
 from lib.progress import progress
 from lib.require import require_int
@@ -17,7 +18,7 @@ from .limits import Machine, decoding_work, measure_machine, share_of_limit
 
 def measure(
     model,
-    methods: Mapping[str, Compressor | None],
+    methods: Mapping[str, Compressor | str | None],
     context_lengths: list[int],
     new_tokens: int = 32,
     repeats: int = 3,
@@ -27,13 +28,14 @@ def measure(
 ) -> pd.DataFrame:
     """One row per repeat, context length and method, on random tokens, batch 1.
 
-    Columns: `prefill` (how the prompt was read, "dense" or "streamed"), `ttft_s`, `tpot_ms`,
-    `throughput` (tokens/s of decoding), `attention_ms` (of a token's time, inside the attention),
-    `cache_mib` (the most allocated between two steps), `cache_length` (tokens held, mean over steps
-    and layers) and `limit_%`, the share of the least time in which the machine can read what a
-    token needs. `buffers` gives a method's `buffer` where it has one. Repeats are the outer loop,
-    so that drift of the machine hits all methods alike. A run of each method before them warms up;
-    with `watch_memory` one at every length, which says how far memory grew, `peak_mib`.
+    `methods` are those of `lib.generate`, by the names of their rows. Columns: `prefill` (how the
+    prompt was read, "dense" or "streamed"), `ttft_s`, `tpot_ms`, `throughput` (tokens/s of
+    decoding), `attention_ms` (of a token's time, inside the attention), `cache_mib` (the most
+    allocated between two steps), `cache_length` (tokens held, mean over steps and layers) and
+    `limit_%`, the share of the least time in which the machine can read what a token needs.
+    `buffers` gives a method's `buffer` where it has one. Repeats are the outer loop, so that drift
+    of the machine hits all methods alike. A run of each method before them warms up; with
+    `watch_memory` one at every length, which says how far memory grew, `peak_mib`.
     """
     require_int("new_tokens", new_tokens, 2)
     generator = torch.Generator().manual_seed(seed)
@@ -49,8 +51,8 @@ def measure(
         peaks[length, name] = {"peak_mib": peak.mib} if watch_memory else {}
     runs, rows = list(product(range(repeats), context_lengths, methods)), []
     for repeat, length, name in progress(runs, desc="speed"):
-        streamed = methods[name] is not None and methods[name].window
-        row = {"context": length, "method": name, "prefill": "streamed" if streamed else "dense"}
+        prefill = "streamed" if streams(methods[name]) else "dense"
+        row = {"context": length, "method": name, "prefill": prefill}
         row |= {"repeat": repeat} | peaks.get((length, name), {})
         rows.append(
             row | _run(model, ids[:length], methods[name], new_tokens, buffer[name], machine)
@@ -74,11 +76,3 @@ def _run(model, ids, method, new_tokens: int, buffer: int, machine: Machine) -> 
         "cache_length": result.mean_length,
         "limit_%": 100 * share_of_limit(result.tpot, decoding_work(model, held), machine),
     }
-
-
-def change_against(runs: pd.DataFrame, column: str, baseline: str) -> pd.Series:
-    """Change of `column` against `baseline` in percent, repeat by repeat at the same context."""
-    keys = ["context", "repeat"]
-    base = runs[runs.method == baseline].set_index(keys)[column]
-    own = runs.set_index(keys)[column]
-    return pd.Series(100 * (own.to_numpy() / base.reindex(own.index).to_numpy() - 1), runs.index)

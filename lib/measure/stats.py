@@ -96,6 +96,23 @@ def summarise(runs: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataF
     return pd.DataFrame(parts).reset_index()
 
 
+def over_medians(
+    table: pd.DataFrame, column: str, base: pd.DataFrame, on: list[str]
+) -> pd.DataFrame:
+    """`column` of a `summarise`d table over that of the rows of `base` which agree in `on`.
+
+    `ratio` is that of the medians, so that it is what the columns beside it give; `ratio_q1` and
+    `ratio_q3` are a quartile over the other's opposite one: they exclude 1 just where the quartiles
+    do not overlap. A row over itself is 1 throughout.
+    """
+    columns = [column, f"{column}_q1", f"{column}_q3"]
+    own = table[columns].to_numpy().T
+    other = table[on].merge(base[[*on, *columns]], on=on, how="left")[columns].to_numpy().T
+    ends = np.where((own == other).all(axis=0), 1, [own[1] / other[2], own[2] / other[1]])
+    ratios = {"ratio": own[0] / other[0], "ratio_q1": ends[0], "ratio_q3": ends[1]}
+    return pd.DataFrame(ratios, index=table.index)
+
+
 def stretches(nll: torch.Tensor, count: int = 16) -> torch.Tensor:
     """One text's `nll` (tokens,) as `count` stretches (count, tokens // count), without the rest.
 

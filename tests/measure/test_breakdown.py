@@ -5,7 +5,7 @@ import torch
 from reference import FAMILIES, cached_model, tiny_ids
 
 from lib import FixSizeL2, L2Compress, RecentOnly, StreamingLLM, generate
-from lib.cache.baseline import cache_bytes, held_lengths
+from lib.cache.baseline import STATIC, cache_bytes, held_lengths
 from lib.measure.breakdown import breakdown, filled_cache, timed_step
 from lib.measure.limits import decoding_work
 
@@ -64,6 +64,20 @@ def test_the_attention_comes_back_after_an_error():
         timed_step(model, torch.tensor([[10**6]]), cache)
     assert model.config._attn_implementation == "sdpa"
     assert "update" not in vars(cache)
+
+
+def test_a_static_cache_has_the_steps_of_a_dynamic_one():
+    model, ids = cached_model("llama_gqa", torch.float32), tiny_ids(1, 1)
+    static, dynamic = (filled_cache(model, method, 20, room=3) for method in (STATIC, None))
+    with torch.no_grad():
+        for _ in range(3):
+            logits, watch = timed_step(model, ids, static)
+            torch.testing.assert_close(logits, timed_step(model, ids, dynamic)[0])
+            assert set(watch.seconds) == {"attention", "bookkeeping"}
+    assert held_lengths(static) == held_lengths(dynamic) == [23, 23]
+    assert cache_bytes(static) == cache_bytes(dynamic)
+    (row,) = breakdown(model, {"static": STATIC}, [20], steps=2, repeats=1).to_dict("records")
+    assert min(row[name] for name in ("total_ms", "attention_ms", "bookkeeping_ms")) > 0
 
 
 @all_methods

@@ -28,6 +28,7 @@ from lib import (
     generate,
 )
 from lib.cache.attention import NAME
+from lib.cache.baseline import STATIC
 from lib.measure.attention_maps import attention_implementation
 
 some_tests = settings(max_examples=30, deadline=None)
@@ -245,3 +246,18 @@ def test_a_cache_can_be_reset(method):
         cache.reset()
         assert cache.cached_lengths == [0, 0]
     assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_static_cache_writes_what_a_dynamic_one_does(family):
+    model, prompt = cached_model(family), tiny_ids(2, 15)
+    static, dynamic = (generate(model, prompt, method, 12) for method in (STATIC, None))
+    assert torch.equal(static.tokens, dynamic.tokens)
+    assert static.cache_lengths == dynamic.cache_lengths
+    assert static.mean_length == dynamic.mean_length
+    assert static.cache_bytes == dynamic.cache_bytes  # room for no more than what is fed
+    for wrong in ("dynamic", ""):
+        with pytest.raises(ValueError, match="compressor="):
+            generate(model, prompt, wrong, 12)
+    with pytest.raises(ValueError, match="compile=True"):
+        generate(model, prompt, STATIC, 12, compile=True)

@@ -13,6 +13,7 @@ from lib.measure.stats import (
     by_position,
     log_edges,
     mean_ci,
+    over_medians,
     place_table,
     ppl_ci,
     ppl_ratio_ci,
@@ -152,3 +153,17 @@ def test_summarise():
         {"method": ["b", "a"], "n": [5, 1], "x": [3, 7.0], "x_q1": [2, 7.0], "x_q3": [4, 7.0]}
     )
     pd.testing.assert_frame_equal(summarise(runs, ["method"], ["x"]), expected)
+
+
+def test_ratios_are_those_of_the_medians_and_their_ends_of_opposite_quartiles():
+    rows = [(1, "a", 10, 9, 12), (1, "b", 5, 4, 6), (2, "b", 30, 10, 31), (2, "a", 20, 19, 22)]
+    rows += [(3, "b", 1, 1, 1)]  # nothing to hold it against
+    table = pd.DataFrame(rows, columns=["n", "of", "x", "x_q1", "x_q3"], index=[3, 5, 1, 0, 9])
+    found = over_medians(table, "x", table[table.of == "a"], ["n"])
+    assert found.index.tolist() == [3, 5, 1, 0, 9]
+    assert found.loc[[3, 0]].to_numpy().tolist() == [[1, 1, 1]] * 2
+    assert found.loc[5].tolist() == [0.5, 4 / 12, 6 / 9]  # quartiles apart: below 1
+    assert found.loc[1].tolist() == [1.5, 10 / 22, 31 / 19]  # they overlap: 1 is inside
+    assert found.loc[9].isna().all()
+    both = over_medians(table, "x", table[table.n == 1], ["of"])
+    assert both.ratio.tolist() == [1, 1, 6, 2, 0.2]

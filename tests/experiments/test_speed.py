@@ -1,0 +1,42 @@
+"""The speed notebook's words and figures."""
+
+import pandas as pd
+import pytest
+
+from lib.experiments.speed_plots import PARTS, faster, speed_panels, step_parts
+
+
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        ((2.0, 1.5, 2.5), "2.00x (1.50 to 2.50)"),
+        ((0.8, 0.7, 0.9), "0.80x (0.70 to 0.90)"),
+        ((1.1, 0.9, 1.3), "1.10x (0.90 to 1.30; not told apart)"),
+        ((1.0, 1.0, 1.0), "1.00x (1.00 to 1.00; not told apart)"),
+    ],
+)
+def test_rows_whose_quartiles_overlap_are_not_ranked(ends, words):
+    row = pd.Series(dict(zip(("x", "x_q1", "x_q3"), ends, strict=True)))
+    assert faster(row, "x") == words
+
+
+def test_a_panel_for_each_cache_and_its_bars_stand_on_one_another():
+    rows = [(name, n, *range(1, 4)) for name in ("baseline", "static_cache") for n in (8, 16)]
+    fig = step_parts(pd.DataFrame(rows, columns=["method", "context", *PARTS]))
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["dense", "static_cache"]
+    for ax in fig.axes:
+        tops = [bar.get_y() + bar.get_height() for bar in ax.patches]
+        assert tops == [1, 1, 3, 3, 6, 6]
+
+
+def test_every_row_has_a_line_in_every_panel():
+    names = ["baseline", "static_cache", "streaming_8"]
+    table = pd.DataFrame([(n, name) for n in (8, 16) for name in names])
+    table.columns = ["context", "method"]
+    for column in ("ttft_s", "tpot_ms", "throughput", "cache_mib"):
+        table[column] = 1.0
+    fig = speed_panels(table)
+    assert all(len(ax.lines) == 3 for ax in fig.axes)
+    (legend,) = fig.legends
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert shown == ["dense", "static_cache", "sinks + window 8"]
