@@ -17,9 +17,7 @@ from lib.plots import (
     WIDTH,
     band,
     display_name,
-    label_line_ends,
-    mark,
-    method_band,
+    method_style,
     plain_log,
     points,
     subplots,
@@ -201,9 +199,9 @@ def tasks_told(found: pd.DataFrame) -> str:
     """Sentences: which tasks dense attention can't do, and who does best in the others."""
     said = []
     for (task, length), part in found.groupby(["task", "length"], sort=False):
-        name = f"{task} in {length:,} tokens"
+        name = f"{task.capitalize()} in {length:,} tokens"
         whole, others = part[part.method == BASELINE].iloc[0], part[part.method != BASELINE]
-        finds = f"{name}: dense attention finds {estimate(whole)} of {whole.n_questions} values"
+        finds = f"{name}: dense attention finds {estimate(whole)} of {whole.n_values} values"
         if others.empty:
             said.append(f"{finds}, so that the others are not asked.")
         else:
@@ -214,15 +212,20 @@ def tasks_told(found: pd.DataFrame) -> str:
 def stream_recall(recalled: pd.DataFrame, budget: int) -> Figure:
     """Facts recalled by `distance`, a line for each method; dotted: the budget."""
     fig, ax = subplots(layout="constrained")
-    for name, part in recalled.groupby("method", sort=False):
-        method_band(ax, part, "distance", "accuracy_%", name)
+    methods = recalled.groupby("method", sort=False)
+    for place, (name, part) in enumerate(methods):
+        # side by side, so that points at the same height are seen
+        part = part.assign(distance=part.distance * 1.04 ** (place - (len(methods) - 1) / 2))
+        style = method_style(name)
+        look = {"color": style.color, "fmt": f"{style.marker}-", "lw": 1.5, "elinewidth": 1}
+        points(ax, part, "distance", "accuracy_%", label=display_name(name), capsize=2, **look)
     distances = recalled.distance.unique()
     ax.set_xscale("log", base=2)
     ax.set_xticks(distances, [f"{distance:,}" for distance in distances])
     ax.set(xlabel="distance from the fact to its question (tokens)", ylim=(-4, 104))
-    ax.set_ylabel(f"recalled (%), {_span(recalled.n_questions)} questions a point")
-    mark(ax, budget, f"budget {budget:,}")
-    label_line_ends(ax)
+    ax.set_ylabel(f"recalled (%)\n{_span(recalled.n_questions)} questions a point")
+    ax.axvline(budget, color=GREY, lw=1, ls=":")
+    fig.legend(loc="outside right center", fontsize=10, title=f"dotted: {budget:,}")
     return fig
 
 

@@ -15,7 +15,7 @@ import torch
 from lib.measure.perplexity import Evaluation
 from lib.require import require, require_int
 
-from .words import encode, number, subjects
+from .words import encode, number, question, subjects
 
 
 @dataclass
@@ -33,7 +33,7 @@ def stream_places(
     """Where facts of `size` tokens begin in `length` tokens, and how far on each is asked for.
 
     A new one comes `every` tokens, or when there is room. It is asked for at the distance that was
-    taken least so far and hits nothing else.
+    taken least so far and hits nothing else, the longest of several.
     """
     require_int("every", every, size)
     low, high = min(distances), max(distances)
@@ -43,7 +43,7 @@ def stream_places(
     while start + low + size <= length:
         fitting = [
             distance
-            for distance in sorted(counts, key=counts.get)
+            for distance in sorted(counts, key=lambda distance: (counts[distance], -distance))
             if start + distance + size <= length
             and free[start : start + size].all()
             and free[start + distance : start + distance + size].all()
@@ -94,14 +94,14 @@ def token_stream(
 def word_stream(
     texts: torch.Tensor, distances: list[int], every: int, tokenizer, seed: int = 0
 ) -> Stream:
-    """Facts in words: ` Anna's lamp has the number 12345.` All have the same number of tokens."""
+    """Facts in words: ` The number of Anna's lamp is 71432.` All have the same number of tokens."""
     rng, count = np.random.default_rng(seed), 1 + texts.shape[1] // every
     last, end, size = len(encode(tokenizer, number(rng))), len(encode(tokenizer, ".")), None
     rows: list[list[list[int]]] = [[] for _ in texts]
     for row in rows:
         for subject in subjects(rng):
             said = number(rng)
-            fact = encode(tokenizer, f" {subject} has the number{said}.")
+            fact = encode(tokenizer, f"{question(subject)}{said}.")
             size = size or len(fact)
             if len(row) < count and len(fact) == size and len(encode(tokenizer, said)) == last:
                 row.append(fact)

@@ -18,7 +18,7 @@ from lib.progress import progress
 from lib.require import require
 
 from .passkeys import read_prompts
-from .words import encode, number, subjects
+from .words import encode, number, question, subjects
 
 NEEDLES = 4  # needles, values or names where there are several
 ENOUGH = 0.5  # of the values: a task of which dense attention finds no more is too hard
@@ -47,14 +47,14 @@ def word_tasks(texts: torch.Tensor, tokenizer, seed: int = 0) -> dict[str, Task]
 def _single(rng) -> tuple[list[str], str, list[str]]:
     """The needles, the question and the values that answer it; so for all four."""
     subject, value = subjects(rng)[0], number(rng)
-    return [f" {subject} has the number{value}."], f" {subject} has the number", [value]
+    return [f"{question(subject)}{value}."], question(subject), [value]
 
 
 def _keys(rng) -> tuple[list[str], str, list[str]]:
     names, values = subjects(rng)[:NEEDLES], [number(rng) for _ in range(NEEDLES)]
-    needles = [f" {name} has the number{value}." for name, value in zip(names, values, strict=True)]
+    needles = [f"{question(name)}{value}." for name, value in zip(names, values, strict=True)]
     asked = rng.integers(NEEDLES)
-    return needles, f" {names[asked]} has the number", [values[asked]]
+    return needles, question(names[asked]), [values[asked]]
 
 
 def _values(rng) -> tuple[list[str], str, list[str]]:
@@ -77,9 +77,9 @@ def _task(texts: torch.Tensor, tokenizer, maker, rng) -> Task:
     needles, questions, values = [], [], []
     while len(needles) < len(texts):
         said, asked, found = maker(rng)
-        question = encode(tokenizer, asked)
-        if not questions or len(question) == len(questions[0]):
-            questions.append(question)
+        ids = encode(tokenizer, asked)
+        if not questions or len(ids) == len(questions[0]):
+            questions.append(ids)
             needles.append([encode(tokenizer, one) for one in said])
             values.append([encode(tokenizer, one) for one in found])
     return Task(scatter(texts, needles, rng), torch.tensor(questions), values)

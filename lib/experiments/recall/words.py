@@ -21,6 +21,11 @@ def subjects(rng: np.random.Generator) -> list[str]:
     return [f"{names[name]}'s {things[thing]}" for name, thing in pairs]
 
 
+def question(subject: str) -> str:
+    """How a fact begins; the value that follows, and a full stop, make it the fact."""
+    return f" The number of {subject} is"
+
+
 def number(rng: np.random.Generator, digits: int = 5) -> str:
     """A number with a space in front, as it stands in a sentence; without zeros."""
     return " " + "".join(str(digit) for digit in rng.integers(1, 10, digits))
