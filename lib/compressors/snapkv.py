@@ -18,7 +18,8 @@ class SnapKV(Compressor):
 
     Attention is summed over these queries, averaged over the query heads that share a key, and
     pooled over `kernel_size` neighbours in the cache ("avg", where missing ones count as 0, or
-    "max"). In the paper a prompt is cut once. Here the same is done whenever more than `budget`
+    "max"). In the paper a prompt is cut once, and its last tokens are the question: what nobody has
+    asked for yet is not looked at, and leaves. Here the same is done whenever more than `budget`
     tokens are held: the window is then the last tokens seen, prompt or not, and what their queries
     gave counts as it was given, by each at its own step and to what was held then.
     Layers in `skip_layers` are never cut. Li et al. 2024, arXiv:2404.14469.

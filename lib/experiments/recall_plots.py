@@ -11,7 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from lib.measure.rows import BASELINE
-from lib.plots import BLACK, GREY, WIDTH, band, display_name, plain_log, points, subplots
+from lib.plots import (
+    BLACK,
+    GREY,
+    WIDTH,
+    band,
+    display_name,
+    method_style,
+    plain_log,
+    points,
+    subplots,
+)
 
 NEAR = 1.25  # perplexity over dense attention's that passes for as good
 LITTLE = 1 / 5  # of dense attention's recall
@@ -103,7 +113,7 @@ def copying_panels(copied: pd.DataFrame, budgets: Sequence[int]) -> Figure:
     look = {"title": "distance to the first copy (tokens); dotted: the budgets"}
     look |= {"loc": "outside lower center", "ncols": 1 + len(budgets), "fontsize": 10}
     fig.legend(*axes[0, 0].get_legend_handles_labels(), title_fontsize=12, **look)
-    fig.supylabel(f"copied right (%), n = {copied.n_texts.max()}", fontsize=12)
+    fig.supylabel(f"copied right (%), {copied.n_texts.max()} texts", fontsize=12)
     return fig
 
 
@@ -160,7 +170,7 @@ def passkey_panels(found: pd.DataFrame, groups: Sequence[str], budgets: Sequence
         passkey_panel(ax, at, groups)
         ax.set_ylabel(f"budget {budgets[i]:,}" if j == 0 else "")
         if i == 0:
-            title = f"{lengths[j]:,} tokens (n = {found.n_texts.max()})"
+            title = f"{lengths[j]:,} tokens ({found.n_texts.max()} prompts)"
             ax.set_title(title, fontsize=12, weight="normal")
     fig.supxlabel("depth in the prompt (0 is its beginning)", fontsize=12)
     fig.colorbar(axes[0, 0].collections[0], ax=axes, shrink=0.6, label="passkeys retrieved (%)")
@@ -174,3 +184,71 @@ def passkey_panel(ax: Axes, found: pd.DataFrame, groups: Sequence[str]) -> None:
     sns.heatmap(grid.astype(float), ax=ax, annot_kws={"size": 9}, **look)
     ax.set(xlabel="", ylabel="", yticklabels=map(display_name, groups))
     ax.tick_params(axis="both", labelrotation=0, labelsize=10)
+
+
+def cut_told(when: pd.DataFrame, name: str) -> str:
+    """What a method retrieves by when it is cut: `when` has a row per method and `cut`."""
+    rows = when[when.method == name].set_index("cut")
+    words = {"chunk": "cut in chunks", "prompt": "once after the prompt"}
+    words["question"] = "once after the question"
+    told = [f"{estimate(rows.loc[cut])} {word}" for cut, word in words.items()]
+    return f"{display_name(name)} retrieves {', '.join(told)}"
+
+
+def tasks_told(found: pd.DataFrame) -> str:
+    """Sentences: which tasks dense attention can't do, and who does best in the others."""
+    said = []
+    for (task, length), part in found.groupby(["task", "length"], sort=False):
+        name = f"{task.capitalize()} in {length:,} tokens"
+        whole, others = part[part.method == BASELINE].iloc[0], part[part.method != BASELINE]
+        finds = f"{name}: dense attention finds {estimate(whole)} of {whole.n_values} values"
+        if others.empty:
+            said.append(f"{finds}, so that the others are not asked.")
+        else:
+            said.append(f"{finds}, {best_told(others.assign(group=others.method))}.")
+    return " ".join(said)
+
+
+def stream_recall(recalled: pd.DataFrame, budget: int) -> Figure:
+    """Facts recalled by `distance`, a line for each method; dotted: the budget."""
+    fig, ax = subplots(layout="constrained")
+    methods = recalled.groupby("method", sort=False)
+    for place, (name, part) in enumerate(methods):
+        # side by side, so that points at the same height are seen
+        part = part.assign(distance=part.distance * 1.04 ** (place - (len(methods) - 1) / 2))
+        style = method_style(name)
+        look = {"color": style.color, "fmt": f"{style.marker}-", "lw": 1.5, "elinewidth": 1}
+        points(ax, part, "distance", "accuracy_%", label=display_name(name), capsize=2, **look)
+    distances = recalled.distance.unique()
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(distances, [f"{distance:,}" for distance in distances])
+    ax.set(xlabel="distance from the fact to its question (tokens)", ylim=(-4, 104))
+    ax.set_ylabel(f"recalled (%)\n{_span(recalled.n_questions)} questions a point")
+    ax.axvline(budget, color=GREY, lw=1, ls=":")
+    fig.legend(loc="outside right center", fontsize=10, title=f"dotted: {budget:,}")
+    return fig
+
+
+def _span(counts: pd.Series) -> str:
+    """`18 to 24`, or `18` where all are alike."""
+    low, high = counts.min(), counts.max()
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def stream_title(far: pd.DataFrame, budget: int) -> str:
+    """Recall of the facts from beyond the budget: `far` has a row per method."""
+    whole, others = far[far.method == BASELINE].iloc[0], far[far.method != BASELINE]
+    return (
+        f"Of facts said more than {budget:,} tokens ago dense attention recalls {estimate(whole)}, "
+        f"{best_told(others)}"
+    )
+
+
+def context_told(context: int, length: int) -> str:
+    """A sentence: is a stream of `length` tokens longer than what the model was trained with?"""
+    if length <= context:
+        return f"The stream is within the {context:,} tokens that the model was trained with."
+    return (
+        f"The stream is longer than the {context:,} tokens that the model was trained with, behind "
+        "which dense attention can't be relied on."
+    )

@@ -8,18 +8,16 @@ from reference import cached_model, tiny_ids
 from scipy.stats import spearmanr
 
 from lib import TOVA, FixSizeL2, RecentOnly, StreamingLLM, evaluate, generate, load_model
-from lib.experiments.recall import (
-    QUESTION,
+from lib.experiments.recall.copying import copying_runs, nested_copies, price_table
+from lib.experiments.recall.passkeys import (
+    FACTS,
     Passkeys,
-    copying_runs,
-    nested_copies,
     passkey_runs,
-    price_table,
-    recall_table,
     retrieve,
     sentence_passkeys,
     token_passkeys,
 )
+from lib.experiments.recall.tables import recall_table
 from lib.experiments.recall_plots import (
     agreement,
     best_told,
@@ -160,11 +158,11 @@ def test_token_passkeys():
 def test_sentence_passkeys():
     _, tokenizer = load_model("reference")
     keys = sentence_passkeys(torch.zeros(3, 200, dtype=torch.long), [0.1, 0.8], tokenizer, digits=3)
-    for name, question in zip(("red", "blue"), keys.questions, strict=True):
+    for fact, question in zip(FACTS[:2], keys.questions, strict=True):
         for row, prompt in zip(question, keys.prompts, strict=True):
             asked, answer = row[: -keys.answer], tokenizer.decode(row[-keys.answer :])
-            assert tokenizer.decode(asked) == QUESTION.format(name, name)
-            sentence = f" The pass key of the {name} door is{answer}. Remember it."
+            assert tokenizer.decode(asked) == f" {fact}"
+            sentence = f" {fact}{answer}. Remember it."
             assert tokenizer.decode(prompt).count(sentence) == 1
             assert answer.startswith(" ")
             assert len(answer) == 4
@@ -231,13 +229,14 @@ def test_passkey_tables():
             exact = [[all(row) for row in text] for text in retrieve(model, one, method).tolist()]
             rows = table[(table.method == name) & (table.length == length)]
             assert rows.depth.tolist() == [0.3, 0.6]
-            assert rows.n_texts.tolist() == [4, 4]
+            assert rows.n_texts.tolist() == rows.n_questions.tolist() == [4, 4]
             expected = [25.0 * sum(text[depth] for text in exact) for depth in (0, 1)]
             assert rows["accuracy_%"].tolist() == pytest.approx(expected)
             row, each = whole.loc[name, length], [sum(text) / 2 for text in exact]
             found = [row[f"accuracy_%{end}"] / 100 for end in ("", "_low", "_high")]
             assert found == pytest.approx(share_ci(sum(each), 4))  # a text counts once
             assert found[1] < found[2]  # also where all agree
+            assert (row["n_texts"], row["n_questions"]) == (4, 8)
 
 
 def test_the_reference_model_retrieves_what_it_can_see():
