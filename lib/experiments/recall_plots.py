@@ -225,7 +225,7 @@ def stream_recall(recalled: pd.DataFrame, budget: int) -> Figure:
     ax.set(xlabel="distance from the fact to its question (tokens)", ylim=(-4, 104))
     ax.set_ylabel(f"recalled (%)\n{_span(recalled.n_questions)} questions a point")
     ax.axvline(budget, color=GREY, lw=1, ls=":")
-    fig.legend(loc="outside right center", fontsize=10, title=f"dotted: {budget:,}")
+    fig.legend(loc="outside right center", fontsize=10, title="dotted: the budget")
     return fig
 
 

@@ -165,7 +165,8 @@ def retrieve(
     cache = read_prompts(model, passkeys.prompts, compressor, chunk_size, buffer, cut)
     right, n = [], passkeys.answer
     for question in passkeys.questions:
-        question, branch = check_ids(model, question, n + 2), copy.deepcopy(cache)
+        question = check_ids(model, question, n + 1 + (cut == "question"))
+        branch = copy.deepcopy(cache)
         given = {"past_key_values": branch, "use_cache": True, "logits_to_keep": n}
         if cut == "question":
             model(input_ids=question[:, : -n - 1], **given)
