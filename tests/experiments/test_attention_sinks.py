@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from reference import cached_model, tiny_ids
@@ -10,12 +11,15 @@ from reference import cached_model, tiny_ids
 from lib import attention_maps, load_tokenizer, sink_strength
 from lib.experiments.attention_sinks import (
     other_starts,
+    place_or_token,
     sink_table,
-    strength_by_text,
-    training_sinks,
+    sinks_by_layer,
+    training_strengths,
 )
+from lib.experiments.attention_sinks_plots import map_panels, strength_map, training
 from lib.experiments.ppl_vs_length import rolling_nll
-from lib.measure.stats import mean_ci, share_ci
+from lib.measure.attention_maps import heads_with_sink, strength_by_text
+from lib.measure.stats import mean_ci, place_table, share_ci
 from lib.paths import MODELS
 
 LOG = MODELS / "reference" / "training_log.json"
@@ -76,6 +80,7 @@ def test_sink_table_counts_heads(texts, keys, threshold):
     strengths = np.random.default_rng(texts).random((2, texts, layers, heads, keys))
     table = sink_table(dict(zip(("a", "b"), strengths, strict=True)), threshold)
     assert table.text.tolist() == ["a", "b"]
+    first_shares = None
     for row, strength in zip(table.to_dict("records"), strengths, strict=True):
         shares, means, strongest, elsewhere = [], [], [], 0
         for text in strength:
@@ -93,6 +98,11 @@ def test_sink_table_counts_heads(texts, keys, threshold):
             whole = 100 if name == "heads_%" else 1
             expected = [min(max(x, 0), whole) for x in mean_ci(values)]
             assert found == pytest.approx(expected)
+        first_shares = first_shares or shares
+        changes = [share - before for share, before in zip(shares, first_shares, strict=True)]
+        found = row["change_%"], row["change_low"], row["change_high"]
+        assert found == pytest.approx(mean_ci(changes), abs=1e-9)
+        assert heads_with_sink(strength, threshold) == pytest.approx(np.array(shares) / 100)
         begun = sum(share > 0 for share in shares)
         found = [row[name] / 100 for name in ("texts_with_sink_%", "texts_low", "texts_high")]
         assert found == pytest.approx(share_ci(begun, texts))
@@ -100,30 +110,75 @@ def test_sink_table_counts_heads(texts, keys, threshold):
         assert (row["n_texts"], row["n_heads"]) == (texts, layers * heads)
 
 
-@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.6])
-def test_training_sinks_are_those_of_the_log(threshold):
+def test_sinks_by_layer_average_to_the_share_of_all_heads():
+    strength = np.random.default_rng(0).random((6, 4, 5, 1))
+    table = sinks_by_layer(strength[..., 0], 0.6)
+    assert table.layer.tolist() == [0, 1, 2, 3]
+    for row in table.to_dict("records"):
+        shares = [
+            100 * sum(alpha > 0.6 for alpha in text[row["layer"], :, 0]) / 5 for text in strength
+        ]
+        found = row["heads_%"], row["heads_low"], row["heads_high"]
+        assert found == pytest.approx(np.clip(mean_ci(shares), 0, 100))
+        assert (row["n_texts"], row["n_heads"]) == (6, 5)
+    assert table["heads_%"].mean() == pytest.approx(100 * heads_with_sink(strength, 0.6).mean())
+
+
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [
+        ((60, 40, 35, 31), "the sink is at the first place, whatever token stands there"),
+        ((60, 40, 35, 29), "some first tokens make a sink"),
+        ((60, 30, 0, 29), "the sink is this first token"),
+        ((0, 0, 0, 0), "there is no sink"),
+    ],
+)
+def test_what_the_sink_goes_with_is_read_off_the_data(shares, words):
+    texts = ("text as it is", "first token random", "first token a newline", "first token cut off")
+    assert place_or_token(pd.DataFrame({"text": texts, "heads_%": shares})) == words
+
+
+def test_strengths_in_training_are_those_of_the_log_by_rank():
     log = json.loads(LOG.read_text())
-    table = training_sinks("reference", threshold)
-    assert len(table) == len(log) > 1
-    for row, entry in zip(table.to_dict("records"), log, strict=True):
-        heads = [alpha for layer in entry["sink_strength"] for alpha in layer]
-        assert row["step"] == entry["step"]
-        assert row["heads_%"] == pytest.approx(
-            100 * sum(alpha > threshold for alpha in heads) / len(heads)
-        )
-        assert row["strongest"] == max(heads)
-        mean = row["mean"], row["mean_low"], row["mean_high"]
-        assert mean == pytest.approx(mean_ci(heads))
-        assert row["n_heads"] == len(heads)
+    table = training_strengths("reference")
+    steps = table.step.unique().tolist()
+    assert len(steps) == 5
+    assert (steps[0], steps[-1]) == (log[0]["step"], log[-1]["step"])
+    for step, part in table.groupby("step"):
+        (entry,) = (entry for entry in log if entry["step"] == step)
+        heads = sorted((alpha for layer in entry["sink_strength"] for alpha in layer), reverse=True)
+        assert part.sink_strength.tolist() == heads
+        assert part["rank"].tolist() == list(range(1, len(heads) + 1))
 
 
 def test_a_log_beside_a_local_model_is_found_and_none_elsewhere(tmp_path):
+    known = training_strengths("reference")
     for model in ("random:EleutherAI/pythia-70m", "EleutherAI/pythia-70m", str(tmp_path)):
-        empty = training_sinks(model)
+        empty = training_strengths(model)
         assert len(empty) == 0
-        assert empty.columns.tolist() == training_sinks("reference").columns.tolist()
+        assert empty.columns.tolist() == known.columns.tolist()
+        (sentence,) = training(empty, 0.3, model).axes[0].texts
+        assert model in sentence.get_text()
     (tmp_path / LOG.name).write_bytes(LOG.read_bytes())
-    assert training_sinks(str(tmp_path)).equals(training_sinks("reference"))
+    assert training_strengths(str(tmp_path)).equals(known)
+
+
+@pytest.mark.parametrize(
+    ("layers", "heads", "drawn", "numbers"),
+    [(2, 3, (2, 3), 6), (30, 9, (6, 9), 0), (4, 32, (4, 9), 0)],
+)
+def test_large_models_show_some_maps_and_no_numbers(layers, heads, drawn, numbers):
+    panels = map_panels(torch.rand(layers, heads, 8, 8), shown=4).axes
+    assert len(panels) - 1 == drawn[0] * drawn[1]  # less the colour bar
+    assert panels[-2].get_subplotspec().get_geometry()[:2] == drawn
+    assert [ax.get_ylabel() for ax in panels if ax.get_ylabel().startswith("layer")][-1] == (
+        f"layer {layers - 1}"
+    )
+    strength = np.random.default_rng(0).random((3, layers, heads))
+    table = place_table({"sink_strength": strength}, ("layer", "head"))
+    fig = strength_map(table, sinks_by_layer(strength), 0.3)
+    assert len(fig.axes[0].texts) == numbers
+    assert len(fig.axes[1].patches) == layers
 
 
 @pytest.mark.parametrize(

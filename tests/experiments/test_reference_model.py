@@ -7,7 +7,9 @@ import torch
 import yaml
 
 from lib import RecentOnly, StreamingLLM, evaluate, evaluate_recompute, load_model, load_tokens
+from lib.experiments.reference_model import audit
 from lib.load.texts import texts_of
+from lib.measure.attention_maps import attention_maps
 from lib.paths import MODELS, PARAMS
 from lib.training.batches import copying_loss
 
@@ -67,6 +69,16 @@ def test_streaming_is_as_good_as_encoding_the_window_anew(model, texts):
     streaming = evaluate(model, texts, StreamingLLM(4, BUDGET - 4)).nll[:, targets - 1]
     recomputed = evaluate_recompute(model, texts, BUDGET + 1, targets, start_size=4)
     assert ppl(streaming) < 1.05 * ppl(recomputed)
+
+
+def test_the_audit_counts_heads_with_a_sink_text_by_text(model, tokens):
+    table = audit(model, tokens[:40_000], [16], 2, 2, 512).set_index("property")
+    shares = []
+    for ids in texts_of(tokens[:40_000], 16, 257, bos_token_id=0)[:, :256]:
+        received = attention_maps(model, ids)[:, 0, :, :, 0]  # (L, H, T), by the first token
+        shares += [float(alpha > 0.3) for layer in received.mean(-1) for alpha in layer]
+    assert table.value["heads with a sink (%)"] == pytest.approx(100 * sum(shares) / len(shares))
+    assert table.n["heads with a sink (%)"] == 16
 
 
 def test_the_recipe_is_that_of_the_parameter_file():
