@@ -106,6 +106,7 @@ def stream(flat: pd.DataFrame) -> Figure:
         method_band(bottom, part, "position", "ratio", name)
     bottom.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     bottom.locator_params(axis="x", nbins=5)
+    plain_log(bottom.yaxis)
     bottom.set(xlabel="position in the stream (tokens)", ylabel="ratio to\nsinks + window")
     top.set(ylabel="perplexity", ylim=0)
     label_line_ends(top, gap=0.1)

@@ -27,7 +27,7 @@ def audit(
     length of the stream that must stay flat.
 
     Columns `property`, `value`, `low`, `high` (95% interval over texts, nan where there is one
-    number only) and `n` (texts or tokens).
+    number only) and `n` (texts, or stretches of the stream).
     """
     trained = model.config.max_position_embeddings
     rows = [_copying(model), _sinks(model, tokens)]
@@ -88,8 +88,7 @@ def _flatness(model, stream, budget: int) -> tuple:
     rows = stream[1 : 1 + count * budget].view(count, budget)[::4]
     texts = torch.cat((stream[:1].expand(len(rows), 1), rows), dim=1)
     fresh = torch.cat([evaluate(model, part).nll for part in texts.split(64)])
-    gap = nll[: count * budget].view(count, budget)[::4] - fresh
-    first, second = gap.double().view(2, -1).mean(-1)
-    ratio = float((second - first).exp())
+    gap = (nll[: count * budget].view(count, budget)[::4] - fresh).double().mean(-1)
+    first, second = gap.view(2, -1)  # the interval is over their pairs, which nothing else joins
     name = "second half of the stream over first, sinks + window"
-    return (name, ratio, float("nan"), float("nan"), len(stream))
+    return (name, *ppl_ratio_ci(second[:, None], first[:, None]), len(first))
