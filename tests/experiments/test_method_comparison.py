@@ -10,22 +10,30 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.collections import LineCollection
 
-from lib.experiments.method_comparison import (
-    by_group,
-    lead_of,
-    lead_table,
-    pareto_front,
-    recommended,
-)
-from lib.experiments.method_comparison_plots import (
+from lib.experiments.method_comparison.literature import LITERATURE, literature_table, verdict
+from lib.experiments.method_comparison.plots import (
+    against_base,
     by_quality,
+    highlights,
+    lead_in_words,
+    leading,
     on_all,
     quality_vs_budget,
     quality_vs_cost,
 )
+from lib.experiments.method_comparison.tables import (
+    by_group,
+    ends_apart,
+    lead_of,
+    lead_table,
+    pareto_front,
+    ranking,
+    recommended,
+)
 from lib.measure.perplexity import Evaluation
-from lib.measure.stats import mean_ci
+from lib.measure.stats import mean_ci, ppl_ci, ppl_ratio_ci
 from lib.paths import PARAMS, ROOT
 
 
@@ -64,6 +72,68 @@ def test_the_best_row_is_set_against_the_others_in_pairs():
     assert lead_table(results, names).as_good.tolist()[0] == "h2o_32"
 
 
+def test_each_row_is_held_against_the_next():
+    names = ["keydiff_32", "tova_32", "h2o_32", "snapkv_32", "tova_64"]
+    results = {100: random_results(0, names, 7, 99)}
+    results[100]["h2o_32"].nll[:3] -= 0.2  # now and then better than tova
+    table = ranking(results, reversed(names))
+    assert table.method.tolist() == names
+    assert table.place.tolist() == [1, 2, 3, 4, 1]
+    assert table.told_apart.tolist() == ["yes", "no", "yes", "–", "–"]
+    for x, after, row in zip(names, names[1:4], table.itertuples(), strict=False):
+        own = results[100]
+        expected = ppl_ratio_ci(own[after].nll, own[x].nll)
+        assert (row.next_ratio, row.next_ratio_low, row.next_ratio_high) == expected
+        assert (row.ppl, row.ppl_low, row.ppl_high) == ppl_ci(own[x].nll)
+    assert table.next_ratio[3:].isna().all()
+    # of four rows two are best and two are worst, tova and h2o being alike; one row is neither
+    assert ends_apart(results, names) == {(100, 32): (3, 4), (100, 64): (0, 0)}
+    assert ends_apart(results, names, count=1) == {(100, 32): (1, 1), (100, 64): (0, 0)}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "low", "high", "words"),
+    [
+        (2.0, 0.1, 9, "holds"),
+        (2.0, -0.1, 9, "not told apart"),
+        (2.0, -9, -0.1, "does not hold"),
+        (-2.0, -9, -0.1, "holds"),
+        (-2.0, 0.1, 9, "does not hold"),
+        (-2.0, -1, 1, "not told apart"),
+        (0, -4.9, 4.9, "holds"),
+        (0, 4, 6, "not told apart"),
+        (0, 5.1, 6, "does not hold"),
+        (0, -7, -5.1, "does not hold"),
+    ],
+)
+def test_verdicts_follow_the_rule(theirs, low, high, words):
+    assert verdict(theirs, low, high) == words
+
+
+def test_the_literature_stands_beside_what_was_run():
+    names = ["baseline", "fix_l2_low_512", "fix_l2_random_512", "recent_only_512"]
+    results = random_results(0, names, 7, 99)
+    table = literature_table(results)
+    assert len(table) == len(LITERATURE)
+    run = [{one.method, one.against} <= set(names) for one in LITERATURE]
+    assert ((table.verdict == "not run") != run).all()
+    assert (table.ours_low.isna() != run).all()
+    rows = table.set_index(["pattern", "measure"])
+    row = rows.loc["window 512 against fix_l2_random_512", "perplexity"]
+    gaps = results["recent_only_512"].nll - results["fix_l2_random_512"].nll
+    found = mean_ci(gaps.double().mean(-1).numpy())
+    expected = [100 * (math.exp(x) - 1) for x in found]
+    assert row[["ours_%", "ours_low", "ours_high"]].tolist() == pytest.approx(expected)
+    assert (row.verdict, row.n_texts) == ("holds", 7)
+    assert row["theirs_%"] == pytest.approx(1.483, abs=1e-3)
+    own = rows.loc["fix_l2_low_512 against dense", "accuracy"]
+    right, dense = (results[name].correct.float() for name in ("fix_l2_low_512", "baseline"))
+    assert own["ours_%"] == pytest.approx(100 * float(right.mean() / dense.mean() - 1), abs=1e-4)
+    assert own["theirs_%"] == -1.6
+    large = rows.loc["window 512 against dense", "perplexity"]
+    assert large["theirs_%"].tolist() == pytest.approx([9.5, 111.56], abs=0.01)
+
+
 def test_a_groups_lead_is_over_all_it_shares_with_another():
     names = ["tova_32", "h2o_32", "tova_64", "h2o_64", "tova_128"]
     results = {100: random_results(0, names, 8, 99), 50: random_results(1, names[:2], 8, 49)}
@@ -94,7 +164,8 @@ def test_groups_are_sorted_at_the_shared_budgets():
     ]
     rows += [("keydiff", 64, 1.0), ("baseline", math.inf, 1.0)]
     table = pd.DataFrame(rows, columns=["group", "budget", "ratio"])
-    assert by_quality(table, [32, 64]) == ["keydiff", "tova", "h2o"]
+    assert by_quality(table, [32, 64]) == ["tova", "h2o"]  # keydiff has none of 32
+    assert by_quality(table, [64]) == ["keydiff", "tova", "h2o"]
     fronts = {
         1: pd.DataFrame({"group": ["b", "a", "a"]}),
         2: pd.DataFrame({"group": ["a", "b", "c"]}),
@@ -114,14 +185,48 @@ def test_figures_name_methods_as_pages_do_and_show_intervals():
     assert [tick.get_text() for tick in fig.axes[0].get_yticklabels()] == ["sinks + window", "tova"]
     (bars,) = fig.axes[0].collections
     assert [bar[:, 0].tolist() for bar in bars.get_segments()] == [[1.1, 1.5], [1.5, 4]]
-    fig = quality_vs_cost(table, {100: table[:2]}, "tpot_ms", "")
-    assert fig.axes[0].texts[-1].get_text() == "1 sinks + window 64\n2 tova_64"
+    fig = quality_vs_cost(table, {100: table[:2]}, "tpot_ms", "", ["streaming"])
+    texts = [text.get_text() for text in fig.axes[0].texts]
+    assert texts == ["1 sinks + window 64\n2 tova_64", "1", "2"]
+    (legend,) = fig.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["all others", "sinks + window"]
+    # bars of tova, which is on the front, and of sinks + window; x has none
+    bars = [x for x in fig.axes[0].collections if isinstance(x, LineCollection)]
     ends = [
-        bar[:, axis].tolist()
-        for axis, bars in enumerate(fig.axes[0].collections[:2])
-        for bar in bars.get_segments()
+        bar[:, number % 2].tolist() for number, x in enumerate(bars) for bar in x.get_segments()
     ]
-    assert ends == [[0.5, 2], [11, 15]]
+    assert ends == [[2, 4], [15, 40], [0.5, 2], [11, 15]]
+    near = table.assign(ppl=12.0, tpot_ms=[1.0, 1.001, 3.0])
+    fig = quality_vs_cost(near, {100: near}, "tpot_ms", "", ["streaming"])
+    assert [text.get_text() for text in fig.axes[0].texts[1:]] == ["1, 2", "3"]
+
+
+def test_five_groups_stand_out():
+    groups = ["lagkv", "streaming", "h2o", "recent_only", "keydiff"]
+    five = ["baseline", "recent_only", "streaming", "lagkv", "keydiff"]
+    assert highlights(groups, [*groups, "baseline"]) == five
+    assert highlights(groups, ["streaming", "keydiff", "h2o"]) == ["streaming", "keydiff"]
+    assert highlights(["streaming"], ["streaming"]) == ["streaming"]
+
+
+def test_titles_name_metric_and_interval_and_crown_no_tie():
+    assert lead_in_words("streaming", "tova", (1.05, 1.02, 1.081)) == (
+        "sinks + window has the lowest perplexity, the next, tova, +5.0% (+2.0 to +8.1)"
+    )
+    assert lead_in_words("h2o", "tova", (1.05, 0.99, 1.1)) == (
+        "The two lowest in perplexity, h2o and tova, are not told apart: +5.0% (-1.0 to +10.0)"
+    )
+    row = {"method": "tova_64", "length": 5000, "group": "tova", "ppl": 9.0}
+    row |= {"ppl_change_%": 1.26, "ppl_change_low": -0.5, "ppl_change_high": 3.0}
+    row |= {"tpot_ms_change_%": -10.2, "tpot_ms_change_%_q1": -12, "tpot_ms_change_%_q3": -8}
+    row |= {"cache_mib_change_%": -50.0}
+    others = [row | {"ppl": 10.0}, row | {"ppl": 1, "group": "baseline"}, row | {"length": 3}]
+    best = leading(pd.DataFrame([*others, row]))
+    assert best.ppl == 9
+    assert against_base(best, "dense", {"tpot_ms": "time", "cache_mib": "bytes"}) == (
+        "tova_64 at 5,000 tokens against dense: perplexity +1.3% (-0.5 to +3.0), "
+        "time -10% [-12 to -8], bytes -50%"
+    )
 
 
 def test_by_group():

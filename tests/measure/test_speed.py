@@ -6,7 +6,7 @@ from reference import cached_model
 
 from lib import TOVA, StreamingLLM
 from lib.cache.baseline import STATIC
-from lib.experiments.method_comparison import cost_table
+from lib.experiments.method_comparison.tables import cost_table
 from lib.measure.speed import measure
 
 

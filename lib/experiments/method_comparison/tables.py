@@ -9,18 +9,74 @@ import torch
 
 from lib.measure.perplexity import Evaluation
 from lib.measure.rows import budget_of, split_names
-from lib.measure.stats import over_medians, ppl_ci, ppl_ratio_ci, summarise, with_interval
+from lib.measure.stats import (
+    over_medians,
+    ppl_ci,
+    ppl_ratio_ci,
+    summarise,
+    with_interval,
+)
 from lib.require import require_share
 
 # the main columns of a comparison's table, for a page
-BRIEF = ["length", "method", "n_texts", "n_repeats", "ppl", "ppl_change_%", "ppl_change_low"]
-BRIEF += ["ppl_change_high", "accuracy_%", "accuracy_change_%", "prefill", "ttft_s", "tpot_ms"]
-BRIEF += ["tpot_ms_change_%", "throughput", "attention_ms", "cache_length", "cache_mib", "peak_mib"]
+BRIEF = ["length", "method", "n_texts", "n_repeats", "ppl", "ppl_low", "ppl_high", "ppl_change_%"]
+BRIEF += ["ppl_change_low", "ppl_change_high", "accuracy_%", "tpot_ms", "tpot_ms_q1", "tpot_ms_q3"]
+BRIEF += ["cache_length", "cache_mib"]
 
 # the columns of a recommendation
 ADVICE = ["length", "goal", "rule", "method", "ppl", "ppl_low", "ppl_high", "tpot_ms", "tpot_ms_q1"]
 ADVICE += ["tpot_ms_q3", "throughput", "throughput_q1", "throughput_q3", "cache_mib"]
 ADVICE += ["n_texts", "n_repeats"]
+
+
+def _shared(
+    results: Mapping[int, Mapping[str, Evaluation]], names: Iterable[str]
+) -> Iterable[tuple[int, float, dict[str, torch.Tensor]]]:
+    """Each length and budget with the NLL of its rows in `names`, best first."""
+    names = list(names)
+    for length, budget in itertools.product(results, sorted({budget_of(name) for name in names})):
+        own = {x: results[length][x].nll for x in names if x in results[length]}
+        own = {x: nll for x, nll in own.items() if budget_of(x) == budget}
+        if own:
+            order = sorted(own, key=lambda x: float(own[x].double().mean()))
+            yield length, budget, {x: own[x] for x in order}
+
+
+def ranking(results: Mapping[int, Mapping[str, Evaluation]], names: Iterable[str]) -> pd.DataFrame:
+    """All rows of each length and budget by perplexity, and whether each is parted from the next.
+
+    `next_ratio` is the next row's perplexity over this one's with its 95% interval over texts,
+    paired; `told_apart` says whether it excludes 1 ("–" for the last).
+    """
+    rows = []
+    for length, budget, own in _shared(results, names):
+        order = list(own)
+        for place, (x, after) in enumerate(zip(order, [*order[1:], None], strict=True), 1):
+            row = {"length": length, "budget": budget, "place": place, "method": x}
+            row |= with_interval("ppl", ppl_ci(own[x]))
+            last = after is None
+            ahead = (float("nan"),) * 3 if last else ppl_ratio_ci(own[after], own[x])
+            row |= with_interval("next_ratio", ahead)
+            row["told_apart"] = "–" if last else "yes" if ahead[1] > 1 else "no"
+            rows.append(row | {"n_texts": len(own[x])})
+    return pd.DataFrame(rows)
+
+
+def ends_apart(
+    results: Mapping[int, Mapping[str, Evaluation]], names: Iterable[str], count: int = 3
+) -> dict[tuple[int, float], tuple[int, int]]:
+    """Of the pairs of one of the `count` best and one of the `count` worst rows, how many differ.
+
+    By length and budget: (pairs whose paired 95% interval excludes 1, all pairs). No row is in
+    both.
+    """
+    found = {}
+    for length, budget, own in _shared(results, names):
+        order, size = list(own), min(count, len(own) // 2)
+        pairs = list(itertools.product(order[:size], order[len(own) - size :]))
+        lows = [ppl_ratio_ci(own[worse], own[better])[1] for better, worse in pairs]
+        found[length, budget] = sum(low > 1 for low in lows), len(pairs)
+    return found
 
 
 def lead_table(
@@ -34,12 +90,8 @@ def lead_table(
     it.
     """
     rows = []
-    for length, budget in itertools.product(results, sorted({budget_of(name) for name in names})):
-        own = {x: results[length][x].nll for x in names if x in results[length]}
-        own = {x: nll for x, nll in own.items() if budget_of(x) == budget}
-        if not own:
-            continue
-        best, *others = sorted(own, key=lambda x: float(own[x].double().mean()))
+    for length, budget, own in _shared(results, names):
+        best, *others = own
         ratios = {x: ppl_ratio_ci(own[x], own[best]) for x in others}
         second = others[0] if others else None
         lead = {"length": length, "budget": budget, "best": best, "next": second}

@@ -1,6 +1,6 @@
 """The comparison's figures: quality by method and budget, quality against cost, all in numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from lib.plots import (
     BLACK,
     BLUE,
+    GREY,
     LINES,
     ORANGE,
     SKY,
@@ -30,8 +31,10 @@ FILLS = {"-": "full", "--": "none", ":": "left"}
 
 
 def by_quality(table: pd.DataFrame, budgets: Sequence[int]) -> list[str]:
-    """The groups of a comparison, best first: by their mean log ratio at `budgets`."""
+    """The groups that have all of `budgets`, best first: by their mean log ratio."""
     shared = table[table.budget.isin(budgets)]
+    whole = shared.groupby("group").budget.nunique() == shared.budget.nunique()
+    shared = shared[shared.group.map(whole)]
     means = shared.assign(log=np.log(shared.ratio)).groupby("group").log.mean()
     return means.sort_values().index.tolist()
 
@@ -70,19 +73,67 @@ def quality_by_budget(ax: Axes, part: pd.DataFrame, groups: Sequence[str]) -> No
     ax.grid(False, axis="y")
 
 
+def highlights(groups: Sequence[str], shown: Iterable[str]) -> list[str]:
+    """The groups that stand out in a figure: dense, window, sinks + window, the best, the worst.
+
+    `groups` are sorted, best first; those that are not `shown` are left out.
+    """
+    ranked = [group for group in groups if group != "baseline"]
+    chosen = ["baseline", "recent_only", "streaming", *ranked[:1], *ranked[-1:]]
+    return [group for group in dict.fromkeys(chosen) if group in set(shown)]
+
+
 def quality_vs_cost(
-    table: pd.DataFrame, fronts: Mapping[int, pd.DataFrame], column: str, label: str
+    table: pd.DataFrame,
+    fronts: Mapping[int, pd.DataFrame],
+    column: str,
+    label: str,
+    bright: Sequence[str],
 ) -> Figure:
-    """Perplexity against `column` in a panel for each length of `fronts`, the lines of the best."""
+    """Perplexity against `column` in a panel for each length of `fronts`, the lines of the best.
+
+    The groups `bright` have their own looks, all others are grey.
+    """
     look = {"figsize": (WIDTH, 3.6 * len(fronts) + 1.2), "layout": "constrained"}
     fig, axes = subplots(len(fronts), 1, squeeze=False, **look)
     for (length, front), ax in zip(fronts.items(), axes[:, 0], strict=True):
-        quality_by_cost(ax, table[table.length == length], column, front)
+        quality_by_cost(ax, table[table.length == length], column, front, bright)
         ax.set(xlabel=label, ylabel="perplexity")
         ax.set_title(f"{length:,} tokens", fontsize=12, weight="normal")
     handles, names = axes[-1, 0].get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside lower center", ncols=5, fontsize=10)
+    fig.legend(handles, names, loc="outside lower center", ncols=4, fontsize=10)
+    fig.draw_without_rendering()  # places are known from here on
+    for front, ax in zip(fronts.values(), axes[:, 0], strict=True):
+        number_front(ax, front, column)
     return fig
+
+
+def lead_in_words(first: str, second: str, ahead: tuple[float, float, float]) -> str:
+    """The best group and the next, whose perplexity over it is `ahead`: no crown for a tie."""
+    ratio, low, high = (100 * (x - 1) for x in ahead)
+    first, second = display_name(first), display_name(second)
+    gap = f"{ratio:+.1f}% ({low:+.1f} to {high:+.1f})"
+    if low > 0:
+        return f"{first} has the lowest perplexity, the next, {second}, {gap}"
+    return f"The two lowest in perplexity, {first} and {second}, are not told apart: {gap}"
+
+
+def leading(timed: pd.DataFrame) -> pd.Series:
+    """The row of lowest perplexity at the longest length, but for dense attention."""
+    far = timed[(timed.length == timed.length.max()) & (timed.group != "baseline")]
+    return far.loc[far.ppl.idxmin()]
+
+
+def against_base(row: pd.Series, base: str, costs: Mapping[str, str]) -> str:
+    """What a row's perplexity and its `costs`, columns by their words, are against the base."""
+    gap, low, high = (row[f"ppl_change_{end}"] for end in ("%", "low", "high"))
+    parts = [f"perplexity {gap:+.1f}% ({low:+.1f} to {high:+.1f})"]
+    for column, word in costs.items():
+        ends = [row.get(f"{column}_change_%_{end}") for end in ("q1", "q3")]
+        spread = "" if None in ends else " [{:+.0f} to {:+.0f}]".format(*ends)
+        parts.append(f"{word} {row[f'{column}_change_%']:+.0f}%{spread}")
+    at = f"{display_name(row.method)} at {row.length:,} tokens against {base}"
+    return f"{at}: {', '.join(parts)}"
 
 
 def on_all(fronts: Mapping[int, pd.DataFrame]) -> str:
@@ -92,27 +143,51 @@ def on_all(fronts: Mapping[int, pd.DataFrame]) -> str:
     return "; ".join(map(display_name, shared)) or "no method on all"
 
 
-def quality_by_cost(ax: Axes, part: pd.DataFrame, column: str, front: pd.DataFrame) -> None:
-    """Perplexity against `column` with what is known of the spread of both, larger for more budget.
+def quality_by_cost(
+    ax: Axes, part: pd.DataFrame, column: str, front: pd.DataFrame, bright: Sequence[str]
+) -> None:
+    """Perplexity against `column`, larger for more budget: `bright` groups over the grey others.
 
-    A line joins the `front`; its rows are numbered, and named beside the panel.
+    These and the rows of the `front`, which a line joins, have bars for what is known of the
+    spread.
     """
-    bars = {"fmt": "none", "elinewidth": 1, "alpha": 0.35}
-    for group, own in part.groupby("group", sort=False):
-        style, fill = method_style(group), FILLS[LINES.get(group, "-")]
+    bars = {"fmt": "none", "elinewidth": 1.2, "alpha": 0.5}
+    rest = part[~part.group.isin(bright)]
+    if len(rest):
+        points(ax, rest[rest.method.isin(front.method)], column, "ppl", ecolor=GREY, **bars)
+        look = {"color": GREY, "s": 22, "alpha": 0.6, "label": "all others"}
+        ax.scatter(rest[column], rest.ppl, **look)
+    for group in bright:
+        own, style = part[part.group == group], method_style(group)
         points(ax, own, column, "ppl", ecolor=style.color, **bars)
-        look = {"color": style.color, "marker": style.marker, "fillstyle": fill, "linestyle": ""}
+        look = {"color": style.color, "marker": style.marker, "linestyle": ""}
+        look["fillstyle"] = FILLS[LINES.get(group, "-")]
         for number, row in enumerate(own.sort_values("budget").itertuples()):
             size = 9 if not np.isfinite(row.budget) else 5.5 + 1.2 * np.log2(row.budget / 256)
             name = {"label": display_name(group)} if number == 0 else {}
-            ax.plot(getattr(row, column), row.ppl, markersize=max(4, size), **look, **name)
+            place = getattr(row, column), row.ppl
+            ax.plot(*place, markersize=max(4, size), **look, **name)
     ax.plot(front[column], front.ppl, color=BLACK, linewidth=1, zorder=0, drawstyle="steps-post")
-    near = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 10, "weight": "bold"}
-    for number, row in enumerate(front.itertuples(), start=1):
-        ax.annotate(str(number), (getattr(row, column), row.ppl), **near)
     names = [f"{number} {name}" for number, name in enumerate(map(display_name, front.method), 1)]
     ax.text(1.02, 1, "\n".join(names), transform=ax.transAxes, va="top", fontsize=10)
+    plain_log(ax.xaxis)
     plain_log(ax.yaxis)
+
+
+def number_front(ax: Axes, front: pd.DataFrame, column: str, gap: float = 16) -> None:
+    """Number the rows of the `front`; those less than `gap` pixels apart share a label."""
+    places = ax.transData.transform(front[[column, "ppl"]].to_numpy(dtype=float))
+    together: list[list[int]] = []
+    for number, place in enumerate(places):
+        near = together and np.abs(place - places[together[-1][0]]).max() < gap
+        if near:
+            together[-1].append(number)
+        else:
+            together.append([number])
+    look = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 10, "weight": "bold"}
+    for numbers in together:
+        row = front.iloc[numbers[0]]
+        ax.annotate(", ".join(str(x + 1) for x in numbers), (row[column], row.ppl), **look)
 
 
 def heatmaps(table: pd.DataFrame, groups: Sequence[str], titles: Mapping[str, str]) -> Figure:
