@@ -10,6 +10,7 @@ from transformers import DynamicCache
 from lib.cache.checks import check_ids
 from lib.cache.rope import find_rope
 from lib.compressors.base import as_float, key_norms
+from lib.load.texts import texts_of
 from lib.measure.attention_maps import attention_implementation
 from lib.progress import progress
 from lib.require import require_int
@@ -32,6 +33,28 @@ class CachedKeys:
     def rest(self) -> np.ndarray:
         """Norms of the dims that are not rotated (GPT-NeoX has some); zero where all are."""
         return np.sqrt((self.norms**2 - self.rotated**2).clip(0))
+
+
+def two_sets(
+    tokens: torch.Tensor, ours: tuple[int, int], others: tuple[int, int], bos_token_id: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two sets of texts, (number, length) each, both spread over all of `tokens` and begun alike.
+
+    No token is in both: `lib.load.texts.texts_of` stretches are cut in two, and of the set that
+    needs fewer texts some are left out, evenly.
+    """
+    (ours_number, ours_length), (others_number, others_length) = ours, others
+    number = max(ours_number, others_number)
+    both = texts_of(tokens, number, ours_length + others_length, bos_token_id)
+    first, second = both.split([ours_length, others_length], dim=1)
+    if tokens[0] == bos_token_id:
+        second = second.clone()
+        second[:, 0] = bos_token_id
+    first, second = (
+        texts[torch.linspace(0, number - 1, count).round().long()]
+        for texts, count in ((first, ours_number), (second, others_number))
+    )
+    return first, second
 
 
 @torch.no_grad()

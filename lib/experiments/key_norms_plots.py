@@ -20,6 +20,17 @@ def layer_colors(layers: int) -> np.ndarray:
     return colormaps["viridis"](np.linspace(0, 0.92, layers))
 
 
+def map_height(layers: int) -> float:
+    """Inches of a figure with a head map: every layer's row holds a number."""
+    return max(3.8, 0.2 * layers + 1.2)
+
+
+def _some_labels(layers: int, most: int = 9) -> list[str]:
+    """A legend's names of layers: of more than `most` every second, third ... one."""
+    step = -(-layers // most)
+    return [f"layer {layer}" if layer % step == 0 else "_" for layer in range(layers)]
+
+
 def head_map(ax: Axes, table: pd.DataFrame, column: str, form: str, label: str, title: str) -> None:
     """`column` by `layer` and `head`, as numbers (up to 8 heads) and as colours about 0.
 
@@ -46,13 +57,15 @@ def attention_by_norm(ax: Axes, parts: np.ndarray) -> None:
     layers, count = parts.shape[1:]
     table = place_table({"received": parts}, ("layer", "part"))
     table["percentile"] = (table.part + 0.5) * 100 / count
-    for layer, color in enumerate(layer_colors(layers)):
-        look = {"color": color, "marker": "o", "ms": 4, "label": f"layer {layer}"}
+    for layer, (color, label) in enumerate(
+        zip(layer_colors(layers), _some_labels(layers), strict=True)
+    ):
+        look = {"color": color, "marker": "o", "ms": 4, "label": label}
         band(ax, table[table.layer == layer], "percentile", "received", **look)
     ax.axhline(1, color=BLACK, lw=1, ls=":")
     ax.set(xlabel="key norm (percentile in its head)", ylim=0)
     ax.set_ylabel("attention relative to the mean")
-    ax.legend(fontsize=9, ncols=1 + layers // 9)
+    ax.legend(fontsize=9)
 
 
 def attention_lost_panel(ax: Axes, curves: Mapping[str, np.ndarray]) -> None:
@@ -75,8 +88,10 @@ def sink_norms(ax: Axes, sinks: pd.DataFrame, levels: Mapping[str, float]) -> No
     layers = sinks.layer.nunique()
     shares = ["attention", "attention_low", "attention_high"]
     percent = sinks.assign(**{column: 100 * sinks[column] for column in shares})
-    for layer, color in enumerate(layer_colors(layers)):
-        look = {"color": color, "elinewidth": 1, "label": f"layer {layer}"}
+    for layer, (color, label) in enumerate(
+        zip(layer_colors(layers), _some_labels(layers), strict=True)
+    ):
+        look = {"color": color, "elinewidth": 1, "label": label}
         points(ax, percent[percent.layer == layer], "norm_over_median", "attention", **look)
     ax.axvline(1, color=BLACK, lw=1, ls=":")
     place = {"transform": ax.get_yaxis_transform(), "va": "bottom", "ha": "right", "fontsize": 10}
@@ -85,7 +100,7 @@ def sink_norms(ax: Axes, sinks: pd.DataFrame, levels: Mapping[str, float]) -> No
         ax.text(0.995, 100 * share, name, **place)
     plain_log(ax.yaxis)
     ax.set(xlabel="norm of the first token's key / median norm", ylabel="attention on it (%)")
-    ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + layers // 13)
+    ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def skip_changes(ax: Axes, checked: pd.DataFrame) -> None:

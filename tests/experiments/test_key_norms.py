@@ -18,9 +18,10 @@ from lib.experiments.key_norms import (
     first_over_median,
     loss_curves,
     rank_correlation,
+    two_sets,
     without_first,
 )
-from lib.experiments.key_norms_plots import head_map
+from lib.experiments.key_norms_plots import attention_by_norm, head_map
 from lib.plots import subplots
 
 C, T = 7, 12
@@ -82,6 +83,32 @@ def lost_by_hand(received: list[float], badness: list[float]) -> list[float]:
         left.remove(worst)
         lost.append(1 - sum(received[key] for key in left))
     return lost
+
+
+@pytest.mark.parametrize("bos", [0, 9])
+def test_two_sets_are_spread_alike_begin_alike_and_share_no_token(bos):
+    ours, others = two_sets(torch.arange(100), (3, 7), (5, 11), bos)
+    assert ours.shape == (3, 7)
+    assert others.shape == (5, 11)
+    assert ours[:, 1].tolist() == [1, 41, 81]  # strides of 20: the first, third and last of five
+    assert others[:, 1].tolist() == [8, 28, 48, 68, 88]
+    assert not set(ours[:, 1:].flatten().tolist()) & set(others[:, 1:].flatten().tolist())
+    # where the text begins with the first token, so do all; else none is changed
+    firsts = [0] * 5 if bos == 0 else [7, 27, 47, 67, 87]
+    assert others[:, 0].tolist() == firsts
+    assert ours[:, 0].tolist() == ([0] * 3 if bos == 0 else [0, 40, 80])
+    with pytest.raises(ValueError, match="tokens=89"):
+        two_sets(torch.arange(89), (3, 7), (5, 11), bos)
+
+
+def test_a_legend_of_many_layers_names_some():
+    for layers, named in ((6, range(6)), (30, range(0, 30, 4))):
+        parts = np.random.default_rng(0).random((3, layers, 10))
+        _, ax = subplots()
+        attention_by_norm(ax, parts)
+        texts = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert texts == [f"layer {layer}" for layer in named]
+        assert len(ax.lines) == layers + 1
 
 
 def random_keys(shape=(3, 2, 2, 11), seed=0) -> CachedKeys:

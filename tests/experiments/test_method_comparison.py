@@ -185,7 +185,7 @@ def test_figures_name_methods_as_pages_do_and_show_intervals():
     assert [tick.get_text() for tick in fig.axes[0].get_yticklabels()] == ["sinks + window", "tova"]
     (bars,) = fig.axes[0].collections
     assert [bar[:, 0].tolist() for bar in bars.get_segments()] == [[1.1, 1.5], [1.5, 4]]
-    fig = quality_vs_cost(table, {100: table[:2]}, "tpot_ms", "", ["streaming"])
+    fig = quality_vs_cost(table, {100: table[:2]}, "tpot_ms", ("", ""), ["streaming"])
     texts = [text.get_text() for text in fig.axes[0].texts]
     assert texts == ["1 sinks + window 64\n2 tova_64", "1", "2"]
     (legend,) = fig.legends
@@ -195,9 +195,9 @@ def test_figures_name_methods_as_pages_do_and_show_intervals():
     ends = [
         bar[:, number % 2].tolist() for number, x in enumerate(bars) for bar in x.get_segments()
     ]
-    assert ends == [[2, 4], [15, 40], [0.5, 2], [11, 15]]
-    near = table.assign(ppl=12.0, tpot_ms=[1.0, 1.001, 3.0])
-    fig = quality_vs_cost(near, {100: near}, "tpot_ms", "", ["streaming"])
+    assert ends == [[2, 4], [1.5, 4], [0.5, 2], [1.1, 1.5]]
+    near = table.assign(ratio=1.2, tpot_ms=[1.0, 1.001, 3.0])
+    fig = quality_vs_cost(near, {100: near}, "tpot_ms", ("", ""), ["streaming"])
     assert [text.get_text() for text in fig.axes[0].texts[1:]] == ["1, 2", "3"]
 
 

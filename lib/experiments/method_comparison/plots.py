@@ -87,10 +87,10 @@ def quality_vs_cost(
     table: pd.DataFrame,
     fronts: Mapping[int, pd.DataFrame],
     column: str,
-    label: str,
+    labels: tuple[str, str],
     bright: Sequence[str],
 ) -> Figure:
-    """Perplexity against `column` in a panel for each length of `fronts`, the lines of the best.
+    """`ratio`, of perplexities, against `column` in a panel for each length of `fronts`, the lines of the best.
 
     The groups `bright` have their own looks, all others are grey.
     """
@@ -98,7 +98,7 @@ def quality_vs_cost(
     fig, axes = subplots(len(fronts), 1, squeeze=False, **look)
     for (length, front), ax in zip(fronts.items(), axes[:, 0], strict=True):
         quality_by_cost(ax, table[table.length == length], column, front, bright)
-        ax.set(xlabel=label, ylabel="perplexity")
+        ax.set(xlabel=labels[0], ylabel=labels[1])
         ax.set_title(f"{length:,} tokens", fontsize=12, weight="normal")
     handles, names = axes[-1, 0].get_legend_handles_labels()
     fig.legend(handles, names, loc="outside lower center", ncols=4, fontsize=10)
@@ -146,7 +146,7 @@ def on_all(fronts: Mapping[int, pd.DataFrame]) -> str:
 def quality_by_cost(
     ax: Axes, part: pd.DataFrame, column: str, front: pd.DataFrame, bright: Sequence[str]
 ) -> None:
-    """Perplexity against `column`, larger for more budget: `bright` groups over the grey others.
+    """`ratio` against `column`, larger for more budget: `bright` groups over the grey others.
 
     These and the rows of the `front`, which a line joins, have bars for what is known of the
     spread.
@@ -154,20 +154,20 @@ def quality_by_cost(
     bars = {"fmt": "none", "elinewidth": 1.2, "alpha": 0.5}
     rest = part[~part.group.isin(bright)]
     if len(rest):
-        points(ax, rest[rest.method.isin(front.method)], column, "ppl", ecolor=GREY, **bars)
+        points(ax, rest[rest.method.isin(front.method)], column, "ratio", ecolor=GREY, **bars)
         look = {"color": GREY, "s": 22, "alpha": 0.6, "label": "all others"}
-        ax.scatter(rest[column], rest.ppl, **look)
+        ax.scatter(rest[column], rest.ratio, **look)
     for group in bright:
         own, style = part[part.group == group], method_style(group)
-        points(ax, own, column, "ppl", ecolor=style.color, **bars)
+        points(ax, own, column, "ratio", ecolor=style.color, **bars)
         look = {"color": style.color, "marker": style.marker, "linestyle": ""}
         look["fillstyle"] = FILLS[LINES.get(group, "-")]
         for number, row in enumerate(own.sort_values("budget").itertuples()):
             size = 9 if not np.isfinite(row.budget) else 5.5 + 1.2 * np.log2(row.budget / 256)
             name = {"label": display_name(group)} if number == 0 else {}
-            place = getattr(row, column), row.ppl
+            place = getattr(row, column), row.ratio
             ax.plot(*place, markersize=max(4, size), **look, **name)
-    ax.plot(front[column], front.ppl, color=BLACK, linewidth=1, zorder=0, drawstyle="steps-post")
+    ax.plot(front[column], front.ratio, color=BLACK, linewidth=1, zorder=0, drawstyle="steps-post")
     names = [f"{number} {name}" for number, name in enumerate(map(display_name, front.method), 1)]
     ax.text(1.02, 1, "\n".join(names), transform=ax.transAxes, va="top", fontsize=10)
     plain_log(ax.xaxis)
@@ -176,7 +176,7 @@ def quality_by_cost(
 
 def number_front(ax: Axes, front: pd.DataFrame, column: str, gap: float = 16) -> None:
     """Number the rows of the `front`; those less than `gap` pixels apart share a label."""
-    places = ax.transData.transform(front[[column, "ppl"]].to_numpy(dtype=float))
+    places = ax.transData.transform(front[[column, "ratio"]].to_numpy(dtype=float))
     together: list[list[int]] = []
     for number, place in enumerate(places):
         near = together and np.abs(place - places[together[-1][0]]).max() < gap
@@ -187,7 +187,7 @@ def number_front(ax: Axes, front: pd.DataFrame, column: str, gap: float = 16) ->
     look = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 10, "weight": "bold"}
     for numbers in together:
         row = front.iloc[numbers[0]]
-        ax.annotate(", ".join(str(x + 1) for x in numbers), (row[column], row.ppl), **look)
+        ax.annotate(", ".join(str(x + 1) for x in numbers), (row[column], row.ratio), **look)
 
 
 def heatmaps(table: pd.DataFrame, groups: Sequence[str], titles: Mapping[str, str]) -> Figure:
