@@ -90,9 +90,9 @@ def quality_vs_cost(
     labels: tuple[str, str],
     bright: Sequence[str],
 ) -> Figure:
-    """`ratio`, of perplexities, against `column` in a panel for each length of `fronts`, the lines of the best.
+    """`ratio`, of perplexities, against `column`: a panel for each length, the best on a line.
 
-    The groups `bright` have their own looks, all others are grey.
+    The line is that of `fronts`; the groups `bright` have their own looks, all others are grey.
     """
     look = {"figsize": (WIDTH, 3.6 * len(fronts) + 1.2), "layout": "constrained"}
     fig, axes = subplots(len(fronts), 1, squeeze=False, **look)
