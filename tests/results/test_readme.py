@@ -177,14 +177,16 @@ def test_method_example_is_a_method():
 NEW_METHOD = """
 import pandas as pd
 from lib.compressors import list_methods, method_table
-from lib.experiments.method_comparison_plots import quality_vs_cost
+from lib.experiments.method_comparison.plots import quality_vs_cost
 from lib.measure.rows import group_of, rows_of
 from lib.plots import METHODS, display_name
 
 rows = rows_of(["every_other"], [64, 32])
 table = pd.DataFrame({"method": [*rows], "group": [*map(group_of, rows)], "length": 96})
 table = table.assign(budget=64.0, cache_mib=1.0, ppl=[3.0, 4, 5, 6, 7])
-fig = quality_vs_cost(table, {96: table[:1]}, "cache_mib", "MiB")
+table["ratio"] = table.ppl / 3
+labels = ("MiB", "ratio")
+fig = quality_vs_cost(table, {96: table[:1]}, "cache_mib", labels, bright=["every_other"])
 looks = {x.get_label(): (x.get_color(), x.get_marker()) for x in fig.axes[0].lines}
 assert "every_other" in list_methods() and "every_other" in set(method_table().method)
 assert looks["every_other"] not in {(style.color, style.marker) for style in METHODS.values()}
