@@ -121,6 +121,16 @@ def test_a_number_is_one_cell(tmp_path):
             cell(table, words)
 
 
+def test_methods_in_cells_have_their_display_names(tmp_path):
+    table = tmp_path / "a.csv"
+    row = 'x_8,streaming_lazy_512,"baseline, h2o_8",baseline'
+    table.write_text(f"method,best,as_good,chosen\n{row}\n")
+    assert cell(table, "method=x_8 best") == "sinks + window, lazy 512"
+    assert cell(table, "method=x_8 as_good") == "dense; h2o_8"
+    assert cell(table, "method=x_8 method") == "x_8"
+    assert cell(table, "method=x_8 chosen") == "baseline"  # no column of names
+
+
 def test_parameter_files_of_results_folders_name_no_default():
     """A manifest names what is not the default: a file that names more is never recognised."""
     folders = [path.parent.name for path in ROOT.glob("results/*/manifest.json")]
