@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from lib.measure.rows import BASELINE
 from lib.plots import (
     BLACK,
     BLUE,
@@ -78,8 +79,8 @@ def highlights(groups: Sequence[str], shown: Iterable[str]) -> list[str]:
 
     `groups` are sorted, best first; those that are not `shown` are left out.
     """
-    ranked = [group for group in groups if group != "baseline"]
-    chosen = ["baseline", "recent_only", "streaming", *ranked[:1], *ranked[-1:]]
+    ranked = [group for group in groups if group != BASELINE]
+    chosen = [BASELINE, "recent_only", "streaming", *ranked[:1], *ranked[-1:]]
     return [group for group in dict.fromkeys(chosen) if group in set(shown)]
 
 
@@ -90,9 +91,9 @@ def quality_vs_cost(
     labels: tuple[str, str],
     bright: Sequence[str],
 ) -> Figure:
-    """`ratio`, of perplexities, against `column` in a panel for each length of `fronts`, the lines of the best.
+    """`ratio`, of perplexities, against `column` in a panel for each length of `fronts`.
 
-    The groups `bright` have their own looks, all others are grey.
+    A front is the line of the best. The groups `bright` have their own looks, all others are grey.
     """
     look = {"figsize": (WIDTH, 3.6 * len(fronts) + 1.2), "layout": "constrained"}
     fig, axes = subplots(len(fronts), 1, squeeze=False, **look)
@@ -120,7 +121,7 @@ def lead_in_words(first: str, second: str, ahead: tuple[float, float, float]) ->
 
 def leading(timed: pd.DataFrame) -> pd.Series:
     """The row of lowest perplexity at the longest length, but for dense attention."""
-    far = timed[(timed.length == timed.length.max()) & (timed.group != "baseline")]
+    far = timed[(timed.length == timed.length.max()) & (timed.group != BASELINE)]
     return far.loc[far.ppl.idxmin()]
 
 
