@@ -243,6 +243,13 @@ def test_map_lists_every_notebook_its_command_and_its_outputs():
         assert sorted(re.findall(r"`(\w+)`", listed)) == sorted(outputs(stem)), stem
 
 
+def test_every_parameter_file_has_a_row():
+    rows = re.findall(
+        r"^\| `params/(\S+)` \|", section(DOCS["parameters"], "Parameter files"), re.M
+    )
+    assert sorted(rows) == sorted(path.name for path in PARAMS.iterdir())
+
+
 def notebooks() -> list[str]:
     return sorted(path.stem for path in NOTEBOOKS.glob("[0-9]*.ipynb"))
 
