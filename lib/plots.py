@@ -75,6 +75,8 @@ LINES = {
 }
 # The parts of a step's time: attention, the cache, the rest of the model
 PART_COLORS = (BLUE, VERMILLION, GREY)
+# Columns that name methods, as users type them in the CSV and as pages call them elsewhere
+NAME_COLUMNS = ("method", "group", "best", "next", "as_good")
 # Rows are named after their method, a short form of it, or a short form and a strategy
 _SHORT = {"streaming": "streaming_llm", "l2_ratio": "l2_compress", "fix_l2": "fix_size_l2"}
 
@@ -100,6 +102,11 @@ def display_name(name: str) -> str:
     group, budget = _split(name)
     style = METHODS.get(_method_of(group))
     return f"{style.label} {budget}".rstrip() if style and style.label else name
+
+
+def display_names(cell: str, column: str) -> str:
+    """A cell's methods by their display names; `as_good` names several, with commas between."""
+    return "; ".join(map(display_name, cell.split(", ") if column == "as_good" else [cell]))
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -7,10 +7,12 @@ import tomllib
 from importlib.metadata import packages_distributions
 
 import yaml
+from setuptools import find_packages
 
 from lib.paths import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = SETTINGS["project"]
 
 
 def canonical(name: str) -> str:
@@ -36,6 +38,13 @@ def test_every_declared_package_is_pinned():
     # kvpress needs another transformers than the pinned one
     assert set(PROJECT["optional-dependencies"]) == {"dev", "kvpress"}
     assert "kvpress" not in pins()
+
+
+def test_every_folder_of_code_is_installed():
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "lib").rglob("*.py")}
+    searched = SETTINGS["tool"]["setuptools"]["packages"]["find"]
+    found = find_packages(ROOT, include=searched["include"])
+    assert set(found) == {".".join(folder.parts) for folder in folders}
 
 
 def test_no_package_is_declared_twice():

@@ -34,6 +34,13 @@ def test_no_cell_ends_with_a_drawing_call(path):
     assert [name for name, source in code.items() if leaves_a_stray_output(source)] == []
 
 
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_first_cell_leads_to_the_glossary(path):
+    first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]
+    assert first["cell_type"] == "markdown"
+    assert "Words: [glossary](../docs/glossary.md)" in "".join(first["source"])
+
+
 @pytest.mark.parametrize(
     ("source", "stray"),
     [

@@ -30,6 +30,8 @@ def make_cache(
     Raises ValueError unless these are a compressor and a way to run it on this model.
     """
     if compressor == STATIC:
+        what = "None or a Compressor; a static cache needs its room"
+        require(room > 0, "compressor", compressor, what)
         check_method(None, positions, buffer, prefill)
         return StaticCache(config=model.config, max_cache_len=room)
     if compressor is not None:

@@ -21,7 +21,7 @@ from lib.measure.generation import generate
 from lib.measure.perplexity import evaluate
 from lib.require import require
 
-Setting = tuple[Compressor | None, int]  # a method (None: the baseline) and its buffer
+Setting = tuple[Compressor | None, int]  # a method (None: dense) and its buffer
 
 
 class MarkedCache(CompressedCache):

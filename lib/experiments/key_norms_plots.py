@@ -104,8 +104,8 @@ def sink_norms(ax: Axes, sinks: pd.DataFrame, levels: Mapping[str, float]) -> No
 
 
 def skip_changes(ax: Axes, checked: pd.DataFrame) -> None:
-    """Perplexity against the baseline's, the first row of `checked`, with intervals over texts."""
-    rest = checked.iloc[:0:-1]  # without the baseline, the row after it on top
+    """Perplexity against dense, the first row of `checked`, with intervals over texts."""
+    rest = checked.iloc[:0:-1]  # without dense, the row after it on top
     names = [f"{row.method} ({row.tokens_held:,.0f})" for row in rest.itertuples()]
     points(ax, rest.assign(name=names), "ppl_change_%", "name", fmt="P", color=PURPLE, capsize=3)
     ax.axvline(0, color=BLACK, lw=1, ls=":")

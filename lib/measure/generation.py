@@ -55,7 +55,7 @@ def generate(
 
     `positions`, `buffer` and `prefill` are those of `lib.CompressedCache`; a streamed prompt goes
     in `prefill_chunk` tokens at a time, a dense one in one piece, as for methods that look at the
-    keys. `compressor=None` is the `DynamicCache` baseline, "static" the same in a `StaticCache`.
+    keys. `compressor=None` is dense, in a `DynamicCache`, "static" the same in a `StaticCache`.
     `compile` runs the steps of one token through `torch.compile` (position-only methods), which
     takes its time at first.
     """
@@ -64,7 +64,7 @@ def generate(
     require(temperature >= 0, "temperature", temperature, ">= 0 (0 is greedy)")
     ids = check_ids(model, input_ids, 1)
     dense = compressor in (None, STATIC)
-    require(not (dense and compile), "compile", compile, "False for the baseline")
+    require(not (dense and compile), "compile", compile, "False for dense attention")
     room = ids.shape[1] + max_new_tokens - 1
     cache = make_cache(model, compressor, buffer, positions, prefill, compile, room)
     sampler = torch.Generator(ids.device).manual_seed(seed)

@@ -1,6 +1,6 @@
 """Chunked evaluation: negative log-likelihood per token, perplexity, accuracy.
 
-For position-only methods (dense, streaming, recent only) the result does not depend on the chunk:
+For position-only methods (dense, window, sinks + window) the result does not depend on the chunk:
 it equals feeding the text token by token. Methods that look at the keys cut once per chunk, so
 there the chunk is part of the definition.
 """

@@ -50,7 +50,7 @@ def first_tokens(results: Mapping[str, Evaluation], length: int) -> dict[str, Ev
 def quality_table(results: Mapping[str, Evaluation]) -> pd.DataFrame:
     """PPL and accuracy with their changes against the first row, 95% intervals over texts.
 
-    The changes are paired by text: the first row is the baseline, where there is one.
+    The changes are paired by text: the first row is dense, where there is one.
     """
     base = next(iter(results.values()))
     accuracy = base.accuracy or float("nan")  # none right: no share of it

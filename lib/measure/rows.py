@@ -61,13 +61,13 @@ def group_of(name: str) -> str:
 
 
 def budget_of(name: str) -> float:
-    """The budget of a row: 512.0 of `streaming_512`; infinite for the baseline."""
+    """The budget of a row: 512.0 of `streaming_512`; infinite for dense."""
     named = _WITH_BUDGET.fullmatch(name)
     return float("inf") if named is None else float(named[2])
 
 
 def keeps_budget(method: Compressor | None) -> bool:
-    """Whether a method bounds the cache: not the baseline, nor its control, a ratio of 1."""
+    """Whether a method bounds the cache: not dense, nor its control, a ratio of 1."""
     return method is not None and not (isinstance(method, L2Compress) and method.keep_ratio == 1)
 
 
@@ -90,7 +90,7 @@ def buffers_of(rows: dict[str, Compressor | None], chunk_size: int) -> dict[str,
 def feeding_of(rows: dict[str, Compressor | None], chunk_size: int) -> dict[str, dict[str, int]]:
     """`chunk_size` and `buffer` of a run in which each row is cut as `buffers_of` says.
 
-    Position-only methods and the baseline give the same in large chunks as token by token; others
+    Position-only methods and dense give the same in large chunks as token by token; others
     are fed `chunk_size` tokens at a time, and cut at a chunk's end without any buffer.
     """
     return {
@@ -102,5 +102,5 @@ def feeding_of(rows: dict[str, Compressor | None], chunk_size: int) -> dict[str,
 
 
 def split_names(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with the parts of its row names, `group` and `budget` (infinite for the baseline)."""
+    """`table` with the parts of its row names, `group` and `budget` (infinite for dense)."""
     return table.assign(group=table.method.map(group_of), budget=table.method.map(budget_of))

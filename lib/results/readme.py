@@ -21,6 +21,7 @@ from pathlib import Path
 import yaml
 
 from lib.paths import ROOT, atomic_path
+from lib.plots import NAME_COLUMNS, display_names
 
 from .manifest import read_manifest
 
@@ -55,6 +56,7 @@ def is_folders_run(table: str) -> bool:
 def cell(table: Path, words: str) -> str:
     """One cell of a CSV: `words` are `column=value` for its row, then `column` or `column:format`.
 
+    Methods are given by their display names.
     ValueError unless there is exactly one such row, with such a column.
     """
     *conditions, wanted = shlex.split(words)
@@ -64,7 +66,10 @@ def cell(table: Path, words: str) -> str:
         rows = [row for row in csv.DictReader(file) if chosen.items() <= row.items()]
     if len(rows) != 1 or column not in rows[0]:
         raise ValueError(f"{table}: {words!r} must name one cell; rows like that: {len(rows)}")
-    return format(float(rows[0][column]), form) if form else rows[0][column]
+    text = rows[0][column]
+    if form:
+        return format(float(text), form)
+    return display_names(text, column) if column in NAME_COLUMNS else text
 
 
 def filled(page: Path) -> str:

@@ -22,14 +22,12 @@ import torch
 from matplotlib.figure import Figure
 
 from lib.paths import atomic_path, results_dir
-from lib.plots import display_name, interval_of
+from lib.plots import NAME_COLUMNS, display_names, interval_of
 
 from .manifest import add_to_manifest
 
 # A fixed salt and no date: the same figure is the same file.
 matplotlib.rcParams["svg.hashsalt"] = "kv-lab"
-# Columns that name methods, as users type them in the CSV and as pages call them elsewhere
-_NAMES = ("method", "group", "best", "next", "as_good")
 
 
 def save_table(df: pd.DataFrame, name: str, caption: str = "") -> None:
@@ -76,8 +74,8 @@ def readable(df: pd.DataFrame) -> pd.DataFrame:
             cells[column] = [
                 _cell(*value, quartiles=_quartiles(spreads[column])) for value in values
             ]
-        if column in _NAMES:
-            cells[column] = [_called(cell, several=column == "as_good") for cell in cells[column]]
+        if column in NAME_COLUMNS:
+            cells[column] = [display_names(str(cell), column) for cell in cells[column]]
     return pd.DataFrame(cells)
 
 
@@ -101,11 +99,6 @@ def _same_counts(df: pd.DataFrame) -> dict[str, int]:
 def _quartiles(spread: list[str]) -> bool:
     """Whether the columns of an `interval_of` are quartiles."""
     return bool(spread) and spread[0].endswith("_q1")
-
-
-def _called(cell: Any, several: bool) -> str:
-    """A cell's methods by their display names; `several` of them have commas between."""
-    return "; ".join(map(display_name, str(cell).split(", ") if several else [str(cell)]))
 
 
 def _cell(value: Any, *ends: float, quartiles: bool = False) -> Any:

@@ -259,5 +259,8 @@ def test_a_static_cache_writes_what_a_dynamic_one_does(family):
     for wrong in ("dynamic", ""):
         with pytest.raises(ValueError, match="compressor="):
             generate(model, prompt, wrong, 12)
+    told = "compressor='static': allowed is None or a Compressor; a static cache needs its room"
+    with pytest.raises(ValueError, match=told):
+        evaluate(model, prompt, STATIC)
     with pytest.raises(ValueError, match="compile=True"):
         generate(model, prompt, STATIC, 12, compile=True)

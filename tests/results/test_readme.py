@@ -121,6 +121,16 @@ def test_a_number_is_one_cell(tmp_path):
             cell(table, words)
 
 
+def test_methods_in_cells_have_their_display_names(tmp_path):
+    table = tmp_path / "a.csv"
+    row = 'x_8,streaming_lazy_512,"baseline, h2o_8",baseline'
+    table.write_text(f"method,best,as_good,chosen\n{row}\n")
+    assert cell(table, "method=x_8 best") == "sinks + window, lazy 512"
+    assert cell(table, "method=x_8 as_good") == "dense; h2o_8"
+    assert cell(table, "method=x_8 method") == "x_8"
+    assert cell(table, "method=x_8 chosen") == "baseline"  # no column of names
+
+
 def test_parameter_files_of_results_folders_name_no_default():
     """A manifest names what is not the default: a file that names more is never recognised."""
     folders = [path.parent.name for path in ROOT.glob("results/*/manifest.json")]
@@ -177,14 +187,16 @@ def test_method_example_is_a_method():
 NEW_METHOD = """
 import pandas as pd
 from lib.compressors import list_methods, method_table
-from lib.experiments.method_comparison_plots import quality_vs_cost
+from lib.experiments.method_comparison.plots import quality_vs_cost
 from lib.measure.rows import group_of, rows_of
 from lib.plots import METHODS, display_name
 
 rows = rows_of(["every_other"], [64, 32])
 table = pd.DataFrame({"method": [*rows], "group": [*map(group_of, rows)], "length": 96})
 table = table.assign(budget=64.0, cache_mib=1.0, ppl=[3.0, 4, 5, 6, 7])
-fig = quality_vs_cost(table, {96: table[:1]}, "cache_mib", "MiB")
+table["ratio"] = table.ppl / 3
+labels = ("MiB", "ratio")
+fig = quality_vs_cost(table, {96: table[:1]}, "cache_mib", labels, bright=["every_other"])
 looks = {x.get_label(): (x.get_color(), x.get_marker()) for x in fig.axes[0].lines}
 assert "every_other" in list_methods() and "every_other" in set(method_table().method)
 assert looks["every_other"] not in {(style.color, style.marker) for style in METHODS.values()}
@@ -229,6 +241,13 @@ def test_map_lists_every_notebook_its_command_and_its_outputs():
     for stem, command, listed in rows:
         assert command == f"`make run NB={stem}`"
         assert sorted(re.findall(r"`(\w+)`", listed)) == sorted(outputs(stem)), stem
+
+
+def test_every_parameter_file_has_a_row():
+    rows = re.findall(
+        r"^\| `params/(\S+)` \|", section(DOCS["parameters"], "Parameter files"), re.M
+    )
+    assert sorted(rows) == sorted(path.name for path in PARAMS.iterdir())
 
 
 def notebooks() -> list[str]:

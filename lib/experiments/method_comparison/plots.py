@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from lib.measure.rows import BASELINE
 from lib.plots import (
     BLACK,
     BLUE,
@@ -78,8 +79,8 @@ def highlights(groups: Sequence[str], shown: Iterable[str]) -> list[str]:
 
     `groups` are sorted, best first; those that are not `shown` are left out.
     """
-    ranked = [group for group in groups if group != "baseline"]
-    chosen = ["baseline", "recent_only", "streaming", *ranked[:1], *ranked[-1:]]
+    ranked = [group for group in groups if group != BASELINE]
+    chosen = [BASELINE, "recent_only", "streaming", *ranked[:1], *ranked[-1:]]
     return [group for group in dict.fromkeys(chosen) if group in set(shown)]
 
 
@@ -120,7 +121,7 @@ def lead_in_words(first: str, second: str, ahead: tuple[float, float, float]) ->
 
 def leading(timed: pd.DataFrame) -> pd.Series:
     """The row of lowest perplexity at the longest length, but for dense attention."""
-    far = timed[(timed.length == timed.length.max()) & (timed.group != "baseline")]
+    far = timed[(timed.length == timed.length.max()) & (timed.group != BASELINE)]
     return far.loc[far.ppl.idxmin()]
 
 

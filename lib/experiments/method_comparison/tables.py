@@ -122,7 +122,7 @@ def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Cost of each method and context length over the repeats of `lib.measure.speed.measure`.
 
     Median and quartiles of times and of the share of the machine's limit; the change of the medians
-    against the first method, the baseline where there is one (`over_medians`); tokens held, MiB
+    against the first method, dense where there is one (`over_medians`); tokens held, MiB
     allocated and at peak, with their changes.
     """
     changing = ["ttft_s", "tpot_ms", "throughput", "attention_ms"]

@@ -72,10 +72,10 @@ def copying_runs(copies: Copies, results: Mapping[str, Evaluation], cue: int) ->
 def price_table(
     copies: Copies, results: Mapping[str, Evaluation], runs: pd.DataFrame, budgets: list[int]
 ) -> pd.DataFrame:
-    """Recall beside perplexity, a row per method and budget: `<group>_<budget>`, and the baseline.
+    """Recall beside perplexity, a row per method and budget: `<group>_<budget>`, and dense.
 
     Copying accuracy of `runs` over the distances longer than the budget; perplexity of the text
-    between the copies and its ratio to the baseline's, from where the largest budget is full.
+    between the copies and its ratio to that of dense, from where the largest budget is full.
     """
     most = copies.distances[-1] - 1
     require(max(budgets) <= most, "budgets", budgets, f"at most {most}, less than a distance")
