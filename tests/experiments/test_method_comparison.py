@@ -146,6 +146,8 @@ def test_a_groups_lead_is_over_all_it_shares_with_another():
         for i in range(8)
     ]
     expected = mean_ci([sum(row) / 3 for row in gaps])
+    behind = lead_of(results, "tova", "h2o", [32, 64, 128])
+    assert behind[2] < 1  # an interval of ratios is not cut at 1
     found = lead_of(results, "h2o", "tova", [32, 64, 128])
     assert found == pytest.approx([math.exp(x) for x in expected])
     shuffled = {name: results[100][name] for name in reversed(names)}

@@ -115,7 +115,8 @@ def lead_of(
         one, other = (results[length].get(f"{group}_{budget}") for group in (first, second))
         if one is not None and other is not None:
             gaps.append((one.nll - other.nll).double().mean(-1, keepdim=True))  # (B, 1)
-    return ppl_ci(torch.cat(gaps, dim=1))
+    gap = torch.cat(gaps, dim=1)
+    return ppl_ratio_ci(gap, torch.zeros_like(gap))
 
 
 def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
