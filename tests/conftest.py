@@ -1,6 +1,11 @@
 """Fixtures shared by the tests."""
 
 import os
+
+# Before torch is imported, by whatever test: tiny models are slower on several threads, and
+# processes side by side wait for each other. What the tests start inherits it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pty
 import shutil
 import subprocess

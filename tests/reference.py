@@ -23,7 +23,6 @@ from transformers import (
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-torch.set_num_threads(1)  # tiny models are slower on several
 VOCAB = 61
 FAMILIES = ("neox_25", "neox_50", "llama", "llama_gqa", "qwen3")
 SCALED = {

@@ -6,17 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from lib.compressors import ROWS, list_methods
-from lib.plots import (
-    METHODS,
-    band,
-    display_name,
-    label_line_ends,
-    method_color,
-    method_style,
-    points,
-    use_style,
-)
+from lib.plots import label_line_ends, use_style
 from lib.results.save import machine_line, readable, save_figure, save_table
 
 TABLE = pd.DataFrame(
@@ -96,15 +86,7 @@ def test_an_interval_stands_behind_its_number_whatever_the_columns_are_called():
     }
 
 
-def test_methods_have_one_name_on_pages():
-    assert display_name("baseline") == "dense"
-    assert display_name("recent_only_512") == "window 512"
-    assert (
-        display_name("streaming_512") == display_name("streaming_llm_512") == "sinks + window 512"
-    )
-    assert display_name("streaming_lazy_64") == "sinks + window, lazy 64"
-    for own in ("recompute", "l2_ratio_1.0_512", "tova_64", "recompute (sample)", ""):
-        assert display_name(own) == own
+def test_columns_of_methods_have_their_display_names():
     table = pd.DataFrame({"next": ["tova_64", None], "as_good": ["baseline, streaming_64", ""]})
     assert readable(table).values.tolist() == [["tova_64", "dense; sinks + window 64"], ["–", ""]]
 
@@ -157,42 +139,3 @@ def test_a_crash_while_saving_leaves_the_earlier_file(results, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save_table(TABLE, "quality", "After.")
     assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
-
-
-def test_every_method_has_its_own_look():
-    assert len({(style.color, style.marker) for style in METHODS.values()}) == len(METHODS)
-    named = {method_style(row) for row in ROWS if not row.startswith("kvpress")}
-    assert len(named) == len(list_methods()) + 1  # with streaming_lazy and two pyramids
-    assert method_color("streaming_512") == method_color("streaming_llm_512") == "#0072B2"
-    assert method_style("l2_ratio_0.8_512") == METHODS["l2_compress"]
-
-
-def test_new_methods_get_looks_of_their_own():
-    """Also one whose name begins as another's does; with any budget it is the same."""
-    names = ["something_else", "h2o_new", *(row for row in ROWS if row.startswith("kvpress"))]
-    looks = [method_style(name) for name in names]
-    assert [method_style(f"{name}_512") for name in names] == looks
-    all_looks = {(style.color, style.marker) for style in [*looks, *METHODS.values()]}
-    assert len(all_looks) == len(names) + len(METHODS)
-
-
-def test_bands_and_bars_are_the_intervals():
-    _, ax = plt.subplots()
-    plt.close()
-    table = pd.DataFrame({"x": [1.0, 2], "y": [3.0, 5], "y_low": [2.0, 5.5], "y_high": [4.0, 9]})
-    band(ax, table, "x", "y", color="red")
-    points(ax, table, "y", "x", color="red")
-    low, high = ax.collections[0].get_paths()[0].get_extents().get_points()
-    assert (low.tolist(), high.tolist()) == ([1, 2], [2, 9])
-    bars = [segment.tolist() for segment in ax.collections[1].get_segments()]
-    assert bars == [[[2, 1], [4, 1]], [[5, 2], [9, 2]]]  # an end on the wrong side makes no arm
-    band(ax, table[["x", "y"]], "x", "y")
-    points(ax, table[["x", "y"]], "x", "y")
-    assert len(ax.collections) == 2
-
-
-def test_labels_at_line_ends_do_not_overlap():
-    texts = small_figure().axes[0].texts
-    assert [text.get_text() for text in texts] == ["baseline", "streaming_512"]
-    heights = [text.get_position()[1] for text in texts]
-    assert heights[1] - heights[0] >= 0.06

@@ -15,7 +15,6 @@ from lib.training.log import log_tables, read_log
 from lib.training.recipe import Phase, Recipe, build_model
 from lib.training.trainer import heldout_batch, probe, ship, train
 
-torch.set_num_threads(1)  # tiny models are slower on several
 VOCAB = 200
 PHASES = [
     Phase(steps=4, context=32, batch_size=4, warmup=2, lr=1e-2, lr_end=1e-3),
