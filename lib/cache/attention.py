@@ -33,11 +33,12 @@ def kv_lab_attention(
     layer = None if kv_step.layers is None else kv_step.layers[module.layer_idx]
     if layer is not None and layer.queries:
         layer.receive(received_attention(query, key, kv_step, layer.queries, scaling))
+    rope = None if kv_step.ropes is None else kv_step.ropes[module.layer_idx]
     D, groups = value.shape[-1], query.shape[1] // key.shape[1]
     if groups > 1:  # grouped queries
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    if kv_step.sink_delta is not None:
-        query, key = _append_sink_logits(query, key, kv_step)
+    if kv_step.sink_delta is not None and rope is not None:
+        query, key = _append_sink_logits(query, key, kv_step, rope)
         value = pad(value, (0, key.shape[-1] - D))
     if kv_step.slots is None and kv_step.n == key.shape[2] > 1:  # a whole prompt, seen densely
         output = scaled_dot_product_attention(
@@ -55,11 +56,11 @@ def kv_lab_attention(
     return torch.cat(outputs, dim=2)[..., :D].transpose(1, 2), None  # (B, n, H, D)
 
 
-def _append_sink_logits(query, key, step):
+def _append_sink_logits(query, key, step, rope):
     """Query and key (B, H, n or S, D + E); E is the number of sinks, twice that in 16 bits."""
     sinks = key[:, :, : step.front]
     exact = torch.promote_types(key.dtype, torch.float32)
-    turned = step.rope.turn(query.to(exact), step.sink_delta[:, None])  # (B, H, n, D)
+    turned = rope.turn(query.to(exact), step.sink_delta[:, None])  # (B, H, n, D)
     logits = turned @ sinks.to(exact).mT  # (B, H, n, front)
     parts = [logits.to(query.dtype)]
     if query.dtype != exact:  # 16 bits round them too coarsely: the rest rides along as well

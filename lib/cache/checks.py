@@ -34,6 +34,19 @@ def check_model(model) -> None:
     require(not own, "model", type(model).__name__, "one without learned sinks in its attention")
 
 
+def check_layers(model, layers: list, compressor: Compressor) -> None:
+    """Refuse what a method can't do with these layers (`lib.cache.probe`)."""
+    number = len(layers)
+    by_keys = compressor.window is None and any(
+        not layer.direct
+        and not compressor.layer_queries(i, number)
+        and i not in compressor.skip_layers
+        for i, layer in enumerate(layers)
+    )
+    what = "one that looks at positions or attention only: this model caches latents, no keys"
+    require(not by_keys, "compressor", compressor, what)
+
+
 def check_method(compressor, positions: str, buffer: int = 0, prefill: str = "streamed") -> None:
     """Raise a ValueError unless these are a compressor (or None) and a way to run it."""
     ok = compressor is None or isinstance(compressor, Compressor)

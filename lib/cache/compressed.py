@@ -18,12 +18,13 @@ from transformers import PreTrainedConfig
 from lib.compressors import Compressor
 from lib.require import require, require_int
 
-from .checks import check_config, check_method, check_model, new_pads
+from .checks import check_config, check_layers, check_method, check_model, new_pads
 from .hooks import Announced, attach
-from .rope import find_rope, head_width, rotary_embeddings
+from .probe import probe
+from .rope import find_rotations, rotary_frequencies, unturned
 from .scattered import ScatteredStore
 from .step import Step, mask_of_one
-from .window import WindowLayer, WindowStore
+from .window import WindowStore
 
 # float32 angles lose precision with the position, so positions start again every so many tokens
 REBASE_EVERY = 1024
@@ -61,27 +62,30 @@ class CompressedCache(Announced):
         model = None if isinstance(model_or_config, PreTrainedConfig) else model_or_config
         config = (model_or_config if model is None else model.config).get_text_config()
         check_config(config, compressor, buffer)
-        self.rope = find_rope(model_or_config) if positions == "in_cache" else None
+        if model is not None:
+            check_model(model)
+        self.turns = positions == "in_cache"
+        rotations = (find_rotations if self.turns else unturned)(model_or_config)
+        if model is not None:
+            check_layers(model, probe(model), compressor)
+        self.ropes = [rotation.queries for rotation in rotations] if self.turns else None
         # without rotation positions are looked up in a table, which ends
-        learned = model is not None and not rotary_embeddings(model)
+        learned = model is not None and not rotary_frequencies(model)
         self.last_position = config.max_position_embeddings if learned else None
         self.dtype = getattr(model_or_config, "dtype", None) or torch.float32
         window = compressor.window
         require(window or not static, "static", static, "False for methods that look at the keys")
-        number = config.num_hidden_layers
         if window:
-            dense, width = prefill == "dense", head_width(config)
-            self.store = WindowStore(window, buffer, dense, number, width, self.dtype)
-            layers = [WindowLayer(self.store, self.rope, static) for _ in range(number)]
+            self.store = WindowStore(window, buffer, prefill == "dense", rotations, self.dtype)
+            layers = self.store.new_layers(static)
         else:
-            self.store = ScatteredStore(number, self.compressor, buffer, self.rope)
+            self.store = ScatteredStore(rotations, self.compressor, buffer)
             layers = self.store.layers
         super().__init__(layers=layers)
         self.seen = 0  # tokens of the stream so far
         self.position = 0  # position of the next token
         self._step: Step | None = None  # the one under way
         if model is not None:
-            check_model(model)
             attach(model)
 
     def __repr__(self) -> str:
@@ -207,7 +211,7 @@ class CompressedCache(Announced):
 
     def _begin(self, n: int, device) -> Step:
         """Plan the step and tell the layers."""
-        step = Step(n, self.seen, self.position, self.rope)
+        step = Step(n, self.seen, self.position, self.ropes)
         self.store.plan(step, self.layers, device)
         for layer in self.layers:
             layer.step = step
@@ -224,7 +228,7 @@ class CompressedCache(Announced):
     def _rebase(self, n: int) -> None:
         """Keep positions small; distances, all that RoPE sees, stay the same."""
         longest = max(self.cached_lengths)
-        if self.rope is None or self.position + n <= longest + max(REBASE_EVERY, n):
+        if not self.turns or self.position + n <= longest + max(REBASE_EVERY, n):
             return
         self.store.rebase(self.layers, self.seen, self.position, longest)
         self.position = longest
@@ -237,7 +241,7 @@ class CompressedCache(Announced):
         if self.last_position is not None:
             highest = self.position + n
             require(highest <= self.last_position, "tokens", highest, f"<= {self.last_position}")
-        return positions if self.rope is not None else positions.clamp(min=0)
+        return positions if self.turns else positions.clamp(min=0)
 
     def _take_pads(self, attention_mask, n: int, attention: str) -> None:
         """Note how many pads each row has in front; refuse what can't be kept exact."""

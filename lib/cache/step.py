@@ -22,7 +22,8 @@ class Step:
     n: int
     seen: int  # tokens of the stream before it
     position: int  # of the first new token
-    rope: Rope | None = None  # None: positions="original", nothing is turned
+    # what turns the queries, by layer; None: positions="original", nothing is turned
+    ropes: list[Rope | None] | None = None
     slots: Slots | None = None  # None: scattered tokens, where all that is cached is seen
     # the cache's layers, where attention is to tell them what their tokens receive
     layers: list | None = None
@@ -39,7 +40,8 @@ class Step:
     # one token: its slot (1,); the slots of sinks to be written anew, and by how much to turn them
     slot: torch.Tensor | None = None
     sink_slots: torch.Tensor | None = None  # (start_size,)
-    sink_shift: tuple[torch.Tensor, torch.Tensor] | None = None  # cos and sin, (1 or B, 1, 1, D)
+    # cos and sin for each of the cache's ropes, (1 or B, 1, 1, D) each
+    sink_shift: list[tuple[torch.Tensor, torch.Tensor]] | None = None
     _blocks: dict = field(default_factory=dict)
 
     @property

@@ -9,7 +9,7 @@ import torch
 from lib.compressors.base import Window, gather_tokens
 
 from .layer import Layer
-from .rope import Rope
+from .rope import Rotation
 from .slots import Slots
 from .step import Step
 
@@ -21,9 +21,11 @@ class WindowLayer(Layer):
     buffer for a step of one token, to be masked: fixed shapes for torch.compile.
     """
 
-    def __init__(self, slots: Slots, rope: Rope | None, static: bool):
+    def __init__(self, slots: Slots, rotation: Rotation, which: int, static: bool):
         super().__init__()
-        self.slots, self.rope, self.static = slots, rope, static
+        self.slots, self.rope, self.static = slots, rotation.cached, static
+        self.in_values = rotation.in_values
+        self.which = which  # of the step's `sink_shift`
 
     @property
     def length(self) -> int:
@@ -48,7 +50,7 @@ class WindowLayer(Layer):
         """Begin a new stream: the buffers stay, what is in them is not seen again."""
         self.step = None
 
-    def update(self, key_states, value_states, *args, **kwargs):
+    def take_tokens(self, key_states, value_states):
         if not self.is_initialized or self.keys.shape[0] != key_states.shape[0]:
             if self.step.seen > 0:
                 rows = self.keys.shape[0], key_states.shape[0]
@@ -67,7 +69,7 @@ class WindowLayer(Layer):
         self.values.index_copy_(2, step.slot.to(device), value)
         if step.sink_slots is not None:
             sinks, where = self.sink_keys, step.sink_slots.to(device)
-            if step.sink_shift is not None:
+            if step.sink_shift is not None and self.rope is not None:
                 sinks = self._turned_sinks()
             self.keys.index_copy_(2, where, sinks)
             self.values.index_copy_(2, where, self.sink_values)
@@ -78,7 +80,7 @@ class WindowLayer(Layer):
 
     def _turned_sinks(self) -> torch.Tensor:
         """`rope.turn` in three operations, for it is done at every step."""
-        cos, sin = (x.to(self.sink_wide) for x in self.step.sink_shift)
+        cos, sin = (x.to(self.sink_wide) for x in self.step.sink_shift[self.which])
         return torch.addcmul(self.sink_wide * cos, self.sink_half, sin).to(self.keys.dtype)
 
     def _several(self, key_states, value_states):
@@ -118,15 +120,16 @@ class WindowLayer(Layer):
 
     def rebase(self, shift: int, window: slice) -> None:
         """Move the keys in the slots `window` back by `shift` positions."""
+        if self.rope is None:
+            return
         self.keys[:, :, window] = self.rope.turn(self.keys[:, :, window], -shift)
 
 
 class WindowStore(Slots):
-    """Sinks and a window, in the same slots in all `number` layers.
+    """Sinks and a window, in the same slots in all layers, which are turned by `rotations`.
 
-    `dense`: a prompt is cut only after it. Heads have `width` dims, and keys are of `dtype`. Layers
-    know their slots, and these are told of the layers only where they move what layers hold: no
-    cycle keeps a cache in memory.
+    `dense`: a prompt is cut only after it. Keys are of `dtype`. Layers know their slots, and these
+    are told of the layers only where they move what layers hold: no cycle keeps a cache in memory.
     """
 
     scored = False
@@ -136,17 +139,23 @@ class WindowStore(Slots):
         window: Window,
         buffer: int,
         dense: bool,
-        number: int,
-        width: int,
+        rotations: list[Rotation],
         dtype: torch.dtype,
     ):
         super().__init__(window, buffer)
-        self.dense, self.number, self.width = dense, number, width
+        self.dense, self.rotations = dense, rotations
+        # those that differ: (rope, dims of the heads it turns)
+        self.ropes = list(dict.fromkeys((x.cached, x.width) for x in rotations if x.cached))
         self.exact = torch.promote_types(dtype, torch.float32)
+
+    def new_layers(self, static: bool) -> list[WindowLayer]:
+        """The layers that share these slots."""
+        known = {rope: which for which, (rope, _) in enumerate(self.ropes)}
+        return [WindowLayer(self, x, known.get(x.cached, 0), static) for x in self.rotations]
 
     def lengths(self, seen: int) -> list[int]:
         """Tokens held per layer, once `seen` have passed."""
-        return [min(self.used(seen), seen)] * self.number
+        return [min(self.used(seen), seen)] * len(self.rotations)
 
     def is_plain(self, n: int, seen: int) -> bool:
         """Whether `n` tokens more see everything before them, so that any attention will do."""
@@ -185,7 +194,7 @@ class WindowStore(Slots):
             step.new_sinks = start[None] + (0 if self.pads is None else self.pads) - seen
         if n == 1:
             self._plan_one(step, own, start)
-        elif step.rope is not None and self.start_size and not step.dense:
+        elif step.ropes is not None and self.start_size and not step.dense:
             delta = (self.held(own) - own - (step.position - seen)).where(own >= 0, 0)
             step.sink_delta = delta if bool(delta.any()) else None
 
@@ -200,11 +209,11 @@ class WindowStore(Slots):
         step.slot = torch.tensor([step.first + step.held], device=own.device)
         if self.start_size and (self.stale or self.pads is not None):
             step.sink_slots = start + step.first
-            if step.rope is not None:
+            if step.ropes is not None:
                 # a sink stands `held` before the query, whose position is own + (position - seen)
                 delta = own + (step.position - step.seen) - self.held(own)
-                cos, sin = step.rope.cos_sin(delta[..., None], self.width)
-                step.sink_shift = cos.to(self.exact), sin.to(self.exact)
+                shifts = (rope.cos_sin(delta[..., None], width) for rope, width in self.ropes)
+                step.sink_shift = [(c.to(self.exact), s.to(self.exact)) for c, s in shifts]
 
     def settle(self, step: Step) -> None:
         """The step's tokens are in their slots: note what has moved."""
