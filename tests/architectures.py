@@ -1,16 +1,10 @@
 """Every decoder of transformers with tiny random weights, and the library's numbers for it against
 the slow loop: exact, or refused with a reason."""
 
-import copy
-import inspect
-
 import torch
-from reference import nll_of, own_generate, windows
-from slow_loop import held_after, slow_loop
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from lib import TOVA, CompressedCache, FixSizeL2, RecentOnly, StreamingLLM, evaluate
 from lib.require import require
 
 VOCAB, LENGTH, PROMPT, NEW = 97, 40, 20, 60
@@ -46,7 +40,7 @@ SMALL = {
     ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"): 4,
     ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts"): 2,
     ("n_group", "topk_group", "num_expert_group", "n_shared_experts", "zero_expert_num"): 1,
-    ("sliding_window", "sliding_window_size", "window_size", "attention_window_size"): 100,
+    ("sliding_window", "sliding_window_size", "window_size", "attention_window_size"): 16,
     ("hidden_size_per_layer_input", "laurel_rank", "index_n_heads", "o_groups"): 4,
     ("mamba_d_state", "state_size", "ssm_state_size", "mamba_d_head", "mamba_head_dim"): 8,
     ("mamba_n_heads", "mamba_num_heads", "time_step_rank", "mamba_dt_rank"): 8,

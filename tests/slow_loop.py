@@ -41,7 +41,7 @@ class Loop:
         output, attention = [], []
         for head in range(heads):
             seen = self.see(self.t, layer, head // group)
-            seen = [(j, distance) for j, distance in seen if window is None or distance < window]
+            seen = seen[-(window or len(seen)) :]  # a model's own window counts what is held
             index, distance = (list(x) for x in zip(*seen, strict=True))
             scores = (query[distance, head] * keys[index, head // group]).sum(-1)
             scores = scores * (options.get("scaling") or query.shape[-1] ** -0.5)
@@ -129,7 +129,7 @@ def most_attended(budget: int):
 
     def keep(held, keys, given, layer):
         last = [rows[-1] for rows in given]
-        best = sorted(held[0], key=lambda j: -math.fsum(row[j] for row in last))
+        best = sorted(held[0], key=lambda j: -math.fsum(row.get(j, 0) for row in last))
         return [best[:budget] for _ in held]
 
     return keep

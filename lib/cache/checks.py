@@ -15,12 +15,15 @@ def check_config(config, compressor: Compressor, buffer: int) -> None:
     alibi = config.model_type in ALIBI or getattr(config, "alibi", False)
     what = "models without ALiBi: its biases need the whole text's distances"
     require(not alibi, "model_type", config.model_type, what)
-    soft = getattr(config, "attn_logit_softcapping", None)
-    require(soft is None, "attn_logit_softcapping", soft, "None")
     own = getattr(config, "sliding_window", None)
     if own is None or not getattr(config, "use_sliding_window", True):
         return
-    needed = (compressor.budget or own) + buffer + 1
+    check_window(own, compressor, buffer)
+
+
+def check_window(own: int, compressor: Compressor, buffer: int) -> None:
+    """Refuse a window of the model's own (in tokens) that hides what the method keeps."""
+    needed = (compressor.budget or own - 1 - buffer) + buffer + 1
     what = f"None, or at least budget + buffer + 1 = {needed}"
     require(own >= needed, "sliding_window", own, what)
 
@@ -30,12 +33,18 @@ def check_model(model) -> None:
     ok = model._can_set_attn_implementation()
     what = "one that takes its attention from transformers' AttentionInterface"
     require(ok, "model", type(model).__name__, what)
-    own = [name for name, _ in model.named_parameters() if name.endswith(".sinks")]
-    require(not own, "model", type(model).__name__, "one without learned sinks in its attention")
 
 
-def check_layers(model, layers: list, compressor: Compressor) -> None:
+def smallest_window(layers: list) -> int | None:
+    """The smallest window of tokens that one of a model's layers attends to by itself."""
+    return min((x for layer in layers if (x := layer.options.get("sliding_window"))), default=None)
+
+
+def check_layers(model, layers: list, compressor: Compressor, buffer: int) -> None:
     """Refuse what a method can't do with these layers (`lib.cache.probe`)."""
+    own = smallest_window(layers)
+    if own is not None:
+        check_window(own, compressor, buffer)
     number = len(layers)
     by_keys = compressor.window is None and any(
         not layer.direct

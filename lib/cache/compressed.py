@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 from lib.compressors import Compressor
 from lib.require import require, require_int
 
-from .checks import check_config, check_layers, check_method, check_model, new_pads
+from .checks import check_config, check_layers, check_method, check_model, new_pads, smallest_window
 from .hooks import Announced, attach
 from .probe import probe
 from .rope import find_rotations, rotary_frequencies, unturned
@@ -66,8 +66,11 @@ class CompressedCache(Announced):
             check_model(model)
         self.turns = positions == "in_cache"
         rotations = (find_rotations if self.turns else unturned)(model_or_config)
+        own_window = None
         if model is not None:
-            check_layers(model, probe(model), compressor)
+            layers = probe(model)
+            check_layers(model, layers, compressor, buffer)
+            own_window = smallest_window(layers)
         self.ropes = [rotation.queries for rotation in rotations] if self.turns else None
         # without rotation positions are looked up in a table, which ends
         learned = model is not None and not rotary_frequencies(model)
@@ -79,7 +82,7 @@ class CompressedCache(Announced):
             self.store = WindowStore(window, buffer, prefill == "dense", rotations, self.dtype)
             layers = self.store.new_layers(static)
         else:
-            self.store = ScatteredStore(rotations, self.compressor, buffer)
+            self.store = ScatteredStore(rotations, self.compressor, buffer, own_window)
             layers = self.store.layers
         super().__init__(layers=layers)
         self.seen = 0  # tokens of the stream so far
@@ -199,12 +202,12 @@ class CompressedCache(Announced):
             require(attention not in NO_MASK, "attn_implementation", attention, "'sdpa' or 'eager'")
             size = self.store.size if self.static else None
             kwargs["attention_mask"] = mask_of_one(step, size, device, self.dtype)
+        elif not self.store.is_plain(n, self.seen):
+            kwargs |= {"attention_mask": None, "kv_step": step}
         elif n == 1 and attention == "eager":  # its own mask would have the length of layer 0
             kwargs["attention_mask"] = torch.zeros(1, 1, 1, 1, device=device, dtype=self.dtype)
         else:
             kwargs["attention_mask"] = attention_mask if padded and step.dense else None
-            if n > 1 and not self.store.is_plain(n, self.seen):
-                kwargs["kv_step"] = step
         if self.static and n == 1:
             self._finish()
         return kwargs

@@ -10,12 +10,15 @@ from weakref import WeakKeyDictionary
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from .checks import input_device
 
 NAME = "kv_lab_probe"
 POSITIONS = (0, 3, 31)  # that tokens are fed at
 TOKENS = 4  # that are fed
+# tensors that attention may be given: learned sinks, and what says nothing about logits
+KNOWN = {"s_aux", "position_ids", "cache_position"}
 
 
 @dataclass
@@ -49,6 +52,7 @@ def probe_attention(
 ):
     """Attention of tokens that are alone, (rows, H, 1, D): their values."""
     if kv_probe is not None:
+        options["attention_mask"] = attention_mask
         kv_probe.calls.append((getattr(module, "layer_idx", None), key, options))
     groups = query.shape[1] // value.shape[1]
     return value.repeat_interleave(groups, dim=1).transpose(1, 2).contiguous(), None
@@ -86,7 +90,7 @@ def _probe(model) -> list[LayerProbe]:
         with torch.no_grad():
             model.base_model(**rows, past_key_values=cache, use_cache=True, kv_probe=recorder)
     except (TypeError, RuntimeError, AttributeError, NameError, IndexError) as error:
-        what = f"{_name(model)} can't be fed single tokens at given positions: {error}"
+        what = f"{_name(model)} can't be run with an attention of ours: {error}"
         raise ValueError(what) from error
     finally:
         model.set_attn_implementation(own)
@@ -98,14 +102,21 @@ def _probe(model) -> list[LayerProbe]:
 def _layer(model, cache, recorder: Recorder, number: int) -> LayerProbe:
     held = [getattr(cache.layers[number], name, None) for name in ("keys", "values")]
     whole = all(x is not None and x.ndim == 4 and x.shape[2] == 1 for x in held)
-    if not whole:
-        raise ValueError(f"{_name(model)}: layer {number} caches a state, no keys and values")
+    if not whole or isinstance(cache.layers[number], LinearAttentionCacheLayerMixin):
+        raise ValueError(
+            f"{_name(model)}: layer {number} caches a state (of a convolution or recurrence), from "
+            "which tokens can't be taken, not keys and values alone"
+        )
     calls = [call for call in recorder.calls if call[0] == number]
     if len(calls) != 1:
         raise ValueError(
             f"{_name(model)}: layer {number} asks {len(calls)} times for its attention, not once"
         )
     _, attended, options = calls[0]
+    more = [name for name, x in options.items() if isinstance(x, torch.Tensor)]
+    more = sorted(set(more) - KNOWN)
+    if more:
+        raise ValueError(f"{_name(model)}: layer {number} lays its own {more} over its attention")
     by_position = (
         {p: x.unflatten(0, (TOKENS, -1))[:, i].flatten(0, 2) for i, p in enumerate(POSITIONS)}
         for x in (attended, *held)

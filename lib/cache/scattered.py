@@ -133,7 +133,14 @@ class ScatteredStore:
 
     pads = None
 
-    def __init__(self, rotations: list[Rotation], compressor: Compressor, buffer: int):
+    def __init__(
+        self,
+        rotations: list[Rotation],
+        compressor: Compressor,
+        buffer: int,
+        own_window: int | None = None,
+    ):
+        self.own_window = own_window
         each = len(rotations), compressor, buffer
         self.layers = [ScatteredLayer(i, *each, x) for i, x in enumerate(rotations)]
         # whether tokens are scored by attention
@@ -157,8 +164,9 @@ class ScatteredStore:
         return max(layer.evicted for layer in self.layers)
 
     def is_plain(self, n: int, seen: int) -> bool:
-        """Whether `n` tokens more see everything before them, so that any attention will do."""
-        return seen == 0
+        """Whether the model's own attention will do for `n` tokens more, without a mask of ours."""
+        longest = max(self.lengths(seen)) + 1  # may outgrow the model's own window
+        return seen == 0 or (n == 1 and longest <= (self.own_window or longest))
 
     def is_causal(self, n: int, seen: int) -> bool:
         """Whether the model's own causal mask is right for `n` tokens more."""

@@ -160,7 +160,7 @@ class WindowStore(Slots):
     def is_plain(self, n: int, seen: int) -> bool:
         """Whether `n` tokens more see everything before them, so that any attention will do."""
         fits = self.pads is None and seen + n <= self.budget + self.buffer
-        return fits or self._is_dense(n, seen)
+        return n == 1 or fits or self._is_dense(n, seen)
 
     def _is_dense(self, n: int, seen: int) -> bool:
         return self.dense and seen == 0 and n > 1
