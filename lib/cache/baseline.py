@@ -9,6 +9,7 @@ from lib.require import require
 from .checks import check_method
 from .compressed import CompressedCache
 from .hooks import Announced, attach
+from .rope import check_rope_type, length_limit
 
 
 def make_cache(
@@ -26,7 +27,26 @@ def make_cache(
     if compressor is not None:
         return CompressedCache(model, compressor, buffer, positions, prefill, static)
     check_method(None, positions, buffer, prefill)
-    return DynamicCache(config=model.config)
+    limit = length_limit(model.config)
+    return DynamicCache(config=model.config) if limit is None else Limited(model, limit)
+
+
+class Limited(DynamicCache, Announced):
+    """A `DynamicCache` that ends where all keys would have to change: `limit`, (RoPE type, tokens).
+
+    Beyond it the model rotates by other frequencies, and keys that are cached don't fit.
+    """
+
+    def __init__(self, model, limit: tuple[str, int]):
+        super().__init__(config=model.config)
+        self.limit = limit
+        attach(model)
+
+    def step(self, n: int, *args, **kwargs) -> dict:
+        rope_type, highest = self.limit
+        what = f"at most {highest}: beyond, rope_type={rope_type!r} changes the keys of all tokens"
+        require(self.get_seq_length() + n <= highest, "tokens", self.get_seq_length() + n, what)
+        return {"past_key_values": self}
 
 
 class OriginalPositions(DynamicCache, Announced):
@@ -34,6 +54,7 @@ class OriginalPositions(DynamicCache, Announced):
 
     def __init__(self, model):
         super().__init__()
+        check_rope_type(model.config)
         self.seen = 0  # tokens of the text so far
         attach(model)
 

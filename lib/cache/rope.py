@@ -132,18 +132,28 @@ def rotary_frequencies(model: torch.nn.Module) -> list[torch.Tensor]:
     return found
 
 
-def rope_types(config: PreTrainedConfig) -> set[str]:
-    """The kinds of rotary embedding of a config: several if layers rotate differently."""
-    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+def length_limit(config: PreTrainedConfig) -> tuple[str, int] | None:
+    """The type of a rotation that depends on the length of the text, and from what length on."""
+    config = config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    # several where layers rotate differently
     each = [rope] if "rope_type" in rope else [x for x in rope.values() if isinstance(x, dict)]
-    return {x.get("rope_type", "default") for x in each}
+    for one in each:
+        if one.get("rope_type") in LENGTH_DEPENDENT:
+            limit = config.max_position_embeddings
+            if one["rope_type"] == "longrope":
+                limit = one.get("original_max_position_embeddings", limit)
+            return one["rope_type"], limit
+    return None
 
 
 def check_rope_type(config: PreTrainedConfig) -> None:
-    """Refuse rotations that depend on the length of the text."""
-    for rope_type in rope_types(config) & set(LENGTH_DEPENDENT):
+    """Refuse rotations that depend on the length of the text: all keys would change with it."""
+    limit = length_limit(config)
+    if limit is not None:
         raise ValueError(
-            f"rope_type={rope_type!r} depends on the length of the text: not supported"
+            f"rope_type={limit[0]!r} depends on the length of the text: a cached key would have to "
+            f"change beyond {limit[1]} tokens, and can't (use a dense cache up to there)"
         )
 
 

@@ -1,15 +1,23 @@
 """Turned keys are keys rotated at the new position."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import cached_model, rotate, tiny_ids, tiny_model
+from reference import cached_model, nll_of, rotate, tiny_ids, tiny_model
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from lib import CompressedCache, FixSizeL2, StreamingLLM, evaluate
+from lib import (
+    CompressedCache,
+    FixSizeL2,
+    StreamingLLM,
+    evaluate,
+    evaluate_with_compression,
+    generate,
+)
 from lib.cache.rope import Rope, find_rope
 
 LINEAR = {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}
@@ -132,6 +140,11 @@ def test_float64_is_computed_in_float64():
     assert torch.allclose(rope.turn(key, 1000).flatten(), expected, atol=1e-12, rtol=0)
 
 
+def words(text, **kwargs):
+    """A tokenizer that knows one text."""
+    return SimpleNamespace(input_ids=tiny_ids(1, 20))
+
+
 def gpt2():
     return GPT2LMHeadModel(GPT2Config(vocab_size=10, n_embd=8, n_layer=1, n_head=2))
 
@@ -155,6 +168,26 @@ def test_refused(make, told):
     for method in (StreamingLLM(1, 2), FixSizeL2(3)):
         with pytest.raises(ValueError, match=told):
             CompressedCache(model, method)
+
+
+@pytest.mark.parametrize(("rope", "limit"), [(DYNAMIC, 64), (LONGROPE, 32)])
+def test_rotations_that_depend_on_the_length_end_there(rope, limit):
+    """Up to there dense chunks are right; beyond, cached keys would have to change."""
+    model, ids = tiny_model("llama", rope_parameters=rope), tiny_ids(80)
+    told = f"rope_type='{rope['rope_type']}' "
+    with pytest.raises(ValueError, match=told + "depends on"):
+        CompressedCache(model, StreamingLLM(1, 2), positions="original")
+    with pytest.raises(ValueError, match=told + "depends on"):
+        evaluate_with_compression(model, words, "", lambda pairs: pairs)
+    with torch.no_grad():
+        logits = model(ids[None, :limit]).logits[0]
+    expected = nll_of(logits.double(), ids[:limit])
+    for chunk in (1, 7, 50):
+        assert (evaluate(model, ids[:limit], None, chunk).nll - expected).abs().max() < 1e-5
+        with pytest.raises(ValueError, match=rf"tokens=\d+: allowed is at most {limit}: beyond, "):
+            evaluate(model, ids, None, chunk)
+    with pytest.raises(ValueError, match=rf"tokens={limit + 1}: allowed is at most {limit}"):
+        generate(model, ids[:20], max_new_tokens=60)
 
 
 def test_an_unknown_rotation_is_refused(monkeypatch):
