@@ -67,6 +67,16 @@ def check_method(compressor, positions: str, buffer: int = 0, prefill: str = "st
     require(fixed or not buffer, "buffer", buffer, "0 for a method without a fixed budget")
 
 
+def check_weights(model, wanted: bool | None, ours: bool, padded: bool) -> None:
+    """Refuse `output_attentions` where our attention gives no weights, or padded ones too many."""
+    wanted = getattr(model.config, "output_attentions", False) if wanted is None else wanted
+    what = (
+        "False where old tokens leave within a step, where attention is scored, and with padding: "
+        "give the prompt in pieces that fit the cache, without padding"
+    )
+    require(not (wanted and (ours or padded)), "output_attentions", wanted, what)
+
+
 def left_pads(attention_mask: torch.Tensor, columns: int) -> torch.Tensor:
     """Pads in front of each row (B, 1) of a mask (B, columns); ValueError on any other padding."""
     shape = tuple(attention_mask.shape)

@@ -122,6 +122,11 @@ class CompressedCache(Announced):
         return self.store.lengths(self.seen)
 
     @property
+    def padded(self) -> bool:
+        """Whether rows have pads in front."""
+        return self.store.pads is not None
+
+    @property
     def evictions(self) -> int:
         """How often some layer was cut."""
         return self.store.cuts(self.seen)
@@ -194,7 +199,7 @@ class CompressedCache(Announced):
         self._rebase(n)
         step = self._begin(n, device)
         kwargs = {"past_key_values": self, "position_ids": self._position_ids(n, device)}
-        padded = self.store.pads is not None
+        padded = self.padded
         if self.store.scored:
             # a copy, so that no cycle of layers, step and layers keeps the cache in memory
             kwargs |= {"attention_mask": None, "kv_step": replace(step, layers=self.layers)}

@@ -6,6 +6,7 @@ import torch
 from transformers import Cache
 
 from .attention import NAME
+from .checks import check_weights
 
 
 class Announced(Cache):
@@ -39,6 +40,8 @@ def _announce(model, args, kwargs):
     ids = kwargs["inputs_embeds"] if ids is None else ids
     own = model.config._attn_implementation
     step = cache.step(ids.shape[1], ids.device, kwargs.get("attention_mask"), own)
+    padded = getattr(cache, "padded", False)
+    check_weights(model, kwargs.get("output_attentions"), "kv_step" in step, padded)
     if "kv_step" in step:
         _before[model] = own
         _switch(model, NAME)

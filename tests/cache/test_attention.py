@@ -1,9 +1,19 @@
 """What a model's attention has of its own: large logits, a window, a soft cap, learned sinks."""
 
+import itertools
+
 import pytest
 import torch
 from architectures import tiny, tiny_config
-from reference import cached_model, distinct_ids, nll_of, tiny_ids, tiny_model, windows
+from reference import (
+    cached_model,
+    distinct_ids,
+    nll_of,
+    own_generate,
+    tiny_ids,
+    tiny_model,
+    windows,
+)
 from slow_loop import held_after, most_attended, slow_loop
 
 from lib import H2O, TOVA, CompressedCache, FixSizeL2, SnapKV, StreamingLLM, evaluate
@@ -72,3 +82,36 @@ def test_soft_caps_and_learned_sinks_stream(family):
         for chunk in (1, 7, 40):
             nll = evaluate(model, ids, StreamingLLM(3, 9), chunk, positions).nll
             assert (nll - expected).abs().max() < ATOL
+
+
+ASKED = [
+    *itertools.product([StreamingLLM(2, 10)], ["short", "long", "padded"]),
+    *itertools.product([FixSizeL2(12, skip_layers=(0,)), *SCORED], ["short", "long"]),
+]
+
+
+@pytest.mark.parametrize(("method", "case"), ASKED, ids=str)
+@pytest.mark.parametrize("in_config", [False, True])
+def test_attention_weights_have_the_right_shapes_or_are_refused(method, case, in_config):
+    model, ids = tiny_model("llama_gqa", attn_implementation="eager"), tiny_ids(2, 30)
+    ids = ids if case == "long" else ids[:, :10]
+    mask = torch.ones_like(ids)
+    mask[0, : 3 * (case == "padded")] = 0
+    model.config.output_attentions = in_config
+    cache = CompressedCache(model, method)
+    asked = {} if in_config else {"output_attentions": True}
+    if method in SCORED or case == "padded" or (case == "long" and method.window):
+        with pytest.raises(ValueError, match="output_attentions=True: allowed is False where old"):
+            own_generate(model, ids, 5, cache, attention_mask=mask, **asked)
+        assert cache.seen == 0
+        return
+    with torch.no_grad():
+        lengths, new = [0, 0], ids
+        for _ in range(6):
+            out = model(new, past_key_values=cache, attention_mask=mask, **asked)
+            n, new = new.shape[1], out.logits[:, -1:].argmax(-1)
+            mask = torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
+            for layer, weights in enumerate(out.attentions):
+                assert weights.shape == (2, 4, n, lengths[layer] + n)
+                assert torch.allclose(weights.sum(-1), torch.ones(2, 4, n).double())
+            lengths = cache.cached_lengths
