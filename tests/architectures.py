@@ -2,9 +2,13 @@
 the slow loop: exact, or refused with a reason."""
 
 import torch
+from reference import nll_of, own_generate, windows
+from slow_loop import held_after, lowest_norms, most_attended, slow_loop
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from lib import TOVA, CompressedCache, FixSizeL2, RecentOnly, StreamingLLM, evaluate
+from lib.cache.probe import probe
 from lib.require import require
 
 VOCAB, LENGTH, PROMPT, NEW = 97, 40, 20, 60
@@ -50,11 +54,15 @@ SMALL = {
     ("num_kv_shared_layers",): 0,
     ("pad_token_id", "bos_token_id", "unk_token_id", "sep_token_id", "cls_token_id"): 0,
     ("eos_token_id",): None,
+    ("is_decoder",): True,
 }
 # a list with an entry per layer gets one of each kind, in this order
 PER_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type", "indexer_types", "block_types")
 # what else a type needs to be small, or to be what it is
 MORE = {
+    "phimoe": {"sliding_window": None},  # which its attention isn't told
+    "xlm": {"causal": True},
+    "reformer": {"is_decoder": True},
     "lfm2": {"full_attn_idxs": [1]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "falcon_h1": {"mamba_d_ssm": 64},
@@ -94,3 +102,114 @@ def tiny(config: PreTrainedConfig, seed: int = 0):
             else:
                 parameter.normal_(0, 0.3)
     return model.double()
+
+
+STREAM = StreamingLLM(START, RECENT)
+# name of a check -> (method, positions, chunk)
+CHECKS = {
+    f"{name}, {positions}, chunks of {chunk}": (method, positions, chunk)
+    for name, method, kinds in (
+        ("streaming", STREAM, ("in_cache", "original")),
+        ("recent_only", RecentOnly(BUDGET), ("in_cache",)),
+        ("by key norms", FixSizeL2(BUDGET, 0.25, skip_layers=()), ("in_cache",)),
+        ("by attention", TOVA(BUDGET), ("in_cache",)),
+    )
+    for positions in kinds
+    for chunk in (1, 7)
+}
+
+
+def expected_logits(model, ids: torch.Tensor, method, positions: str, chunk: int) -> torch.Tensor:
+    """Logits (T, V) by the slow loop."""
+    T, window = len(ids), method.window
+    if window is not None:
+        seen = windows(T, window.start_size, window.recent_size, positions)
+        turned = positions == "in_cache"
+        return slow_loop(model, ids, lambda t, *_: seen[t], at_distances=turned)
+    keep = most_attended(BUDGET) if method.queries else lowest_norms(BUDGET, 3)
+    see, after = held_after(keep, range(chunk - 1, T - 1, chunk), positions)
+    return slow_loop(model, ids, see, after)
+
+
+def sweep(model) -> dict[str, str]:
+    """For each check "exact", "refused: ..." with the reason, or what is wrong.
+
+    A model that computes in float32 inside errs in dense chunks too: no more is asked then.
+    """
+    ids = 1 + torch.randperm(VOCAB - 1, generator=torch.Generator().manual_seed(0))[:LENGTH]
+    outcomes, atol = {}, None
+    for name, (method, positions, chunk) in CHECKS.items():
+        try:
+            CompressedCache(model, method, positions=positions)
+        except ValueError as refusal:
+            outcomes[name] = "refused: " + " ".join(str(refusal).split())
+            continue
+        if atol is None:
+            atol = ATOL + 10 * own_error(model, ids)
+            outcomes["dense"] = outcome(error_dense, atol, model, ids)
+        if isinstance(method, FixSizeL2) and alike(model):
+            outcomes[name] = "refused: all keys have one norm, which tells nothing"
+            continue
+        outcomes[name] = outcome(error_of, atol, model, ids, method, positions, chunk)
+    if atol is not None:
+        outcomes["generate()"] = outcome(error_of_generation, atol, model, ids[:PROMPT])
+    return outcomes
+
+
+def outcome(check, atol: float, *args) -> str:
+    """What a check came to."""
+    try:
+        error = check(*args)
+    except ValueError as refusal:
+        return "refused: " + " ".join(str(refusal).split())
+    except Exception as crash:
+        return f"CRASHED: {type(crash).__name__}: {' '.join(str(crash).split())}"
+    return "exact" if error < atol else f"WRONG by {error:.1e}"
+
+
+@torch.no_grad()
+def error_dense(model, ids) -> float:
+    """How far the slow loop is from the model's own attention, where nothing is cut."""
+    everything = windows(len(ids), 0, None)
+    expected = slow_loop(model, ids, lambda t, *_: everything[t], at_distances=False)
+    return relative(dense_logits(model, ids, 0), expected)
+
+
+@torch.no_grad()
+def dense_logits(model, ids: torch.Tensor, first: int) -> torch.Tensor:
+    """The model's own logits (T, V), with positions from `first` on."""
+    positions = torch.arange(first, first + len(ids))[None]
+    return model(ids[None], position_ids=positions, use_cache=False).logits[0]
+
+
+def own_error(model, ids) -> float:
+    """How much a model that rotates errs in float32: what other positions for all tokens change."""
+    error = relative(dense_logits(model, ids, 5), dense_logits(model, ids, 0))
+    return error if error < 1e-3 else 0
+
+
+def alike(model) -> bool:
+    """Whether all keys of the first layer have the same norm, which rounding makes unlike."""
+    norms = probe(model)[0].keys[0].norm(dim=-1)
+    return bool(norms.max() - norms.min() < 1e-3 * norms.max())
+
+
+def error_of(model, ids, method, positions: str, chunk: int) -> float:
+    """Largest error of the NLL of a token."""
+    nll = evaluate(model, ids, method, chunk, positions).nll
+    expected = nll_of(expected_logits(model, ids, method, positions, chunk), ids)
+    return relative(nll, expected)
+
+
+def error_of_generation(model, prompt) -> float:
+    """Largest error of the logits from which `generate()` has taken its tokens."""
+    cache = CompressedCache(model, STREAM)
+    new, logits = own_generate(model, prompt, NEW, cache)
+    text = torch.cat((prompt, new[0]))[:-1]
+    expected = expected_logits(model, text, STREAM, "in_cache", 1)[-NEW:]
+    return relative(logits[0], expected)
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest error, as a share of the largest number."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()

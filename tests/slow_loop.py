@@ -28,8 +28,8 @@ AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
 class Loop:
     """Keys and values of all tokens so far by layer, and who sees what: `see(t, layer, head)`."""
 
-    def __init__(self, see, after):
-        self.see, self.after = see, after
+    def __init__(self, see, after, at_distances):
+        self.see, self.after, self.at_distances = see, after, at_distances
         self.keys, self.values, self.t = {}, {}, 0
 
     def attend(self, layer, query, key, value, options) -> torch.Tensor:
@@ -43,7 +43,8 @@ class Loop:
             seen = self.see(self.t, layer, head // group)
             seen = seen[-(window or len(seen)) :]  # a model's own window counts what is held
             index, distance = (list(x) for x in zip(*seen, strict=True))
-            scores = (query[distance, head] * keys[index, head // group]).sum(-1)
+            turned = query[distance if self.at_distances else 0, head]
+            scores = (turned * keys[index, head // group]).sum(-1)
             scores = scores * (options.get("scaling") or query.shape[-1] ** -0.5)
             if options.get("softcap") is not None:
                 scores = options["softcap"] * (scores / options["softcap"]).tanh()
@@ -58,16 +59,18 @@ class Loop:
 
 
 @torch.no_grad()
-def slow_loop(model, ids: torch.Tensor, see, after=None) -> torch.Tensor:
+def slow_loop(model, ids: torch.Tensor, see, after=None, at_distances=True) -> torch.Tensor:
     """Logits (T, V) of feeding `ids` (T,) one by one: `reference.literal`, for any decoder.
 
-    `see` and `after` are as there; distances are below the length of the text.
+    `see` and `after` are as there; distances are below the length of the text. For models without
+    RoPE, not `at_distances`: each token is fed at its position in the text, and distances are not
+    looked at.
     """
-    model, loop = copy.deepcopy(model), Loop(see, after)
+    model, loop, logits = copy.deepcopy(model), Loop(see, after, at_distances), []
     model.set_attn_implementation(NAME)
-    rows, logits = torch.arange(len(ids))[:, None], []
     for loop.t, token in enumerate(ids):
-        alike = token.expand(len(ids), 1)
+        rows = torch.arange(len(ids))[:, None] if at_distances else torch.tensor([[loop.t]])
+        alike = token.expand(len(rows), 1)
         out = model(input_ids=alike, position_ids=rows, use_cache=False, loop=loop)
         logits.append(out.logits[0, 0])
     return torch.stack(logits)

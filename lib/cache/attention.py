@@ -99,7 +99,7 @@ def kv_lab_attention(
         output = scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, is_causal=True, scale=scaling
         )
-        return output.transpose(1, 2), None
+        return output.transpose(1, 2).contiguous(), None
     front, outputs = kv_step.front, []
     sinks = key[:, :, :front].clone(), value[:, :, :front].clone()
     for queries, keys, mask in kv_step.blocks(key.shape[2], query.device, query.dtype, own.window):
@@ -108,7 +108,8 @@ def kv_lab_attention(
         key[:, :, place], value[:, :, place] = sinks
         q, k, v = query[:, :, queries], key[:, :, keys], value[:, :, keys]
         outputs.append(_attend(q, k, v, mask, dropout, own))
-    return torch.cat(outputs, dim=2)[..., :D].transpose(1, 2), None  # (B, n, H, D)
+    output = torch.cat(outputs, dim=2)[..., :D].transpose(1, 2)  # (B, n, H, D)
+    return output.contiguous(), None  # models make a view of it
 
 
 def _append_sink_logits(query, key, step, rope):

@@ -15,10 +15,18 @@ def check_config(config, compressor: Compressor, buffer: int) -> None:
     alibi = config.model_type in ALIBI or getattr(config, "alibi", False)
     what = "models without ALiBi: its biases need the whole text's distances"
     require(not alibi, "model_type", config.model_type, what)
-    own = getattr(config, "sliding_window", None)
-    if own is None or not getattr(config, "use_sliding_window", True):
-        return
-    check_window(own, compressor, buffer)
+    chunked = "chunked_attention" in (getattr(config, "layer_types", None) or ())
+    own = getattr(config, "attention_chunk_size", None) if chunked else None
+    require(own is None, "attention_chunk_size", own, "None: pieces of the text hide one another")
+    own = window_of(config)
+    if own is not None:
+        check_window(own, compressor, buffer)
+
+
+def window_of(config) -> int | None:
+    """The window of tokens that a model of this config attends to by itself, in some layers."""
+    used = getattr(config, "use_sliding_window", True)
+    return getattr(config, "sliding_window", None) if used else None
 
 
 def check_window(own: int, compressor: Compressor, buffer: int) -> None:
@@ -42,18 +50,24 @@ def smallest_window(layers: list) -> int | None:
 
 def check_layers(model, layers: list, compressor: Compressor, buffer: int) -> None:
     """Refuse what a method can't do with these layers (`lib.cache.probe`)."""
-    own = smallest_window(layers)
+    own, configured = smallest_window(layers), window_of(model.config.get_text_config())
     if own is not None:
         check_window(own, compressor, buffer)
+    told = own is not None or compressor.window is not None
+    what = "None: the model doesn't tell its attention, which long prompts of this method need"
+    require(configured is None or told, "sliding_window", configured, what)
     number = len(layers)
     by_keys = compressor.window is None and any(
         not layer.direct
-        and not compressor.layer_queries(i, number)
+        and not (layer.shared and compressor.layer_queries(i, number))
         and i not in compressor.skip_layers
         for i, layer in enumerate(layers)
     )
-    what = "one that looks at positions or attention only: this model caches latents, no keys"
-    require(not by_keys, "compressor", compressor, what)
+    what = (
+        "a method that looks at positions only (or at attention, if all heads share what is "
+        "cached): this model doesn't cache the keys that its queries meet"
+    )
+    require(not by_keys, "compressor", compressor.name, what)
 
 
 def check_method(compressor, positions: str, buffer: int = 0, prefill: str = "streamed") -> None:

@@ -74,7 +74,7 @@ class CompressedCache(Announced):
         self.ropes = [rotation.queries for rotation in rotations] if self.turns else None
         # without rotation positions are looked up in a table, which ends
         learned = model is not None and not rotary_frequencies(model)
-        self.last_position = config.max_position_embeddings if learned else None
+        self.last_position = getattr(config, "max_position_embeddings", None) if learned else None
         self.dtype = getattr(model_or_config, "dtype", None) or torch.float32
         window = compressor.window
         require(window or not static, "static", static, "False for methods that look at the keys")

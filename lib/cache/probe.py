@@ -10,7 +10,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 from .checks import input_device
 
@@ -23,17 +27,26 @@ KNOWN = {"s_aux", "position_ids", "cache_position"}
 
 @dataclass
 class LayerProbe:
-    """One layer's tensors, (TOKENS * H, D) by position; `options` are those its attention gets."""
+    """One layer's tensors, (TOKENS * H, D) by position; `options` are those its attention gets.
+
+    `attended` are the keys that queries meet, `keys` and `values` what is cached, of `heads` heads.
+    """
 
     attended: dict[int, torch.Tensor]
     options: dict
     keys: dict[int, torch.Tensor]
     values: dict[int, torch.Tensor]
+    heads: int
 
     @property
     def direct(self) -> bool:
         """Whether the cached keys are those that queries meet, as in all but latent attention."""
         return self.attended[0].equal(self.keys[0])
+
+    @property
+    def shared(self) -> bool:
+        """Whether all heads share what is cached, though it isn't the keys that queries meet."""
+        return self.heads == 1 and not self.direct
 
 
 class ProbedCache(DynamicCache):
@@ -76,38 +89,72 @@ def probe(model: torch.nn.Module) -> list[LayerProbe]:
 
 def _probe(model) -> list[LayerProbe]:
     config = model.config.get_text_config()
-    cache, recorder = ProbedCache(config=config), Recorder()
+    cache = ProbedCache(config=config)
+    for number, layer in enumerate(cache.layers):  # as many as are known before a step
+        _check_kind(model, number, layer)
     tokens = torch.arange(1, TOKENS + 1) * config.vocab_size // (TOKENS + 1)
-    rows = {
-        "input_ids": tokens.repeat_interleave(len(POSITIONS))[:, None],
-        "position_ids": torch.tensor(POSITIONS).repeat(TOKENS)[:, None],
-    }
-    rows = {name: x.to(input_device(model)) for name, x in rows.items()}
+    tokens = tokens.repeat_interleave(len(POSITIONS))[:, None].to(input_device(model))
+    positions = torch.tensor(POSITIONS).repeat(TOKENS)[:, None].to(tokens.device)
+    calls = _feed(model, cache, tokens, positions)
+    if not calls:
+        what = "keeps keyword arguments from its attention: it can't be told what a step may see"
+        raise ValueError(f"{_name(model)} {what}")
+    layers = [_layer(model, cache, calls, number) for number in range(len(cache.layers))]
+    at = layers[0].attended
+    if not all(_alike(x.norm(dim=-1), at[0].norm(dim=-1)) for x in at.values()):
+        # positions are not rotated: the model's own must begin where ours do
+        _, keys, _ = _feed(model, ProbedCache(config=config), tokens, None)[0]
+        if not _alike(_by_position(keys)[0], at[0]):
+            raise ValueError(f"{_name(model)} doesn't count its positions from 0")
+    return layers
+
+
+def _feed(model, cache: DynamicCache, tokens, positions) -> list[tuple[int, torch.Tensor, dict]]:
+    """Feed each of `tokens` (rows, 1) alone; what attention was given, layer by layer."""
     own, modes = model.config._attn_implementation, [m.training for m in model.modules()]
+    recorder, place = Recorder(), {} if positions is None else {"position_ids": positions}
     try:
         model.set_attn_implementation(NAME)
         model.eval()
         with torch.no_grad():
-            model.base_model(**rows, past_key_values=cache, use_cache=True, kv_probe=recorder)
-    except (TypeError, RuntimeError, AttributeError, NameError, IndexError) as error:
+            model.base_model(
+                input_ids=tokens, past_key_values=cache, use_cache=True, kv_probe=recorder, **place
+            )
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
         what = f"{_name(model)} can't be run with an attention of ours: {error}"
         raise ValueError(what) from error
     finally:
         model.set_attn_implementation(own)
         for module, training in zip(model.modules(), modes, strict=True):
             module.training = training
-    return [_layer(model, cache, recorder, number) for number in range(len(cache.layers))]
+    return recorder.calls
 
 
-def _layer(model, cache, recorder: Recorder, number: int) -> LayerProbe:
+def _by_position(x: torch.Tensor) -> dict[int, torch.Tensor]:
+    """(TOKENS * len(POSITIONS), H, 1, D) as (TOKENS * H, D) by position."""
+    x = x.unflatten(0, (TOKENS, -1))
+    return {p: x[:, i].flatten(0, 2) for i, p in enumerate(POSITIONS)}
+
+
+def _alike(x: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.allclose(x, other, rtol=0.05, atol=0.05 * other.abs().max().item())
+
+
+def _check_kind(model, number: int, layer) -> None:
+    if isinstance(layer, LinearAttentionCacheLayerMixin):
+        what = "a state (of a convolution or recurrence), from which tokens can't be taken"
+    elif type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+        what = "more than keys and values (sparse attention)"
+    else:
+        return
+    raise ValueError(f"{_name(model)}: layer {number} caches {what}")
+
+
+def _layer(model, cache, calls: list, number: int) -> LayerProbe:
     held = [getattr(cache.layers[number], name, None) for name in ("keys", "values")]
-    whole = all(x is not None and x.ndim == 4 and x.shape[2] == 1 for x in held)
-    if not whole or isinstance(cache.layers[number], LinearAttentionCacheLayerMixin):
-        raise ValueError(
-            f"{_name(model)}: layer {number} caches a state (of a convolution or recurrence), from "
-            "which tokens can't be taken, not keys and values alone"
-        )
-    calls = [call for call in recorder.calls if call[0] == number]
+    if not all(x is not None and x.ndim == 4 and x.shape[2] == 1 for x in held):
+        raise ValueError(f"{_name(model)}: layer {number} caches no keys and values")
+    calls = [call for call in calls if call[0] == number]
     if len(calls) != 1:
         raise ValueError(
             f"{_name(model)}: layer {number} asks {len(calls)} times for its attention, not once"
@@ -117,12 +164,8 @@ def _layer(model, cache, recorder: Recorder, number: int) -> LayerProbe:
     more = sorted(set(more) - KNOWN)
     if more:
         raise ValueError(f"{_name(model)}: layer {number} lays its own {more} over its attention")
-    by_position = (
-        {p: x.unflatten(0, (TOKENS, -1))[:, i].flatten(0, 2) for i, p in enumerate(POSITIONS)}
-        for x in (attended, *held)
-    )
-    attended, keys, values = by_position
-    return LayerProbe(attended, options, keys, values)
+    attended, keys, values = (_by_position(x) for x in (attended, *held))
+    return LayerProbe(attended, options, keys, values, held[0].shape[1])
 
 
 def _name(model) -> str:

@@ -205,7 +205,11 @@ def unturned(model: torch.nn.Module | PreTrainedConfig) -> list[Rotation]:
     check_rope_type(model if isinstance(model, PreTrainedConfig) else model.config)
     if isinstance(model, PreTrainedConfig):
         return [Rotation()] * model.get_text_config().num_hidden_layers
-    return [Rotation()] * len(probe(model))
+    layers = probe(model)
+    still = all(x.equal(at.attended[0]) for at in layers for x in at.attended.values())
+    if still and not rotary_frequencies(model):
+        raise ValueError(f"model_type={model.config.model_type!r} heeds no position ids")
+    return [Rotation()] * len(layers)
 
 
 def find_rope(model: torch.nn.Module | PreTrainedConfig) -> Rope:
