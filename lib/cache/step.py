@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .rope import Rope
 from .slots import Slots
+from .turning import Rope
 
 # queries that one call of our attention takes: fewer waste less on keys that most of them don't
 # see, more cost fewer calls

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from architectures import tiny, tiny_config
+from decoders import tiny, tiny_config
 from reference import (
     cached_model,
     distinct_ids,

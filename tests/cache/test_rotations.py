@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from architectures import tiny, tiny_config
+from decoders import tiny, tiny_config
 from reference import distinct_ids, nll_of, windows
 from slow_loop import held_after, lowest_norms, most_attended, slow_loop
 
