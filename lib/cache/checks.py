@@ -48,8 +48,8 @@ def smallest_window(layers: list) -> int | None:
     return min((x for layer in layers if (x := layer.options.get("sliding_window"))), default=None)
 
 
-def check_layers(model, layers: list, compressor: Compressor, buffer: int) -> None:
-    """Refuse what a method can't do with these layers (`lib.cache.probe`)."""
+def check_layers(model, layers: list, compressor: Compressor, buffer: int) -> int | None:
+    """Refuse what a method can't do with these layers (`lib.cache.probe`); the smallest window."""
     own, configured = smallest_window(layers), window_of(model.config.get_text_config())
     if own is not None:
         check_window(own, compressor, buffer)
@@ -68,6 +68,7 @@ def check_layers(model, layers: list, compressor: Compressor, buffer: int) -> No
         "cached): this model doesn't cache the keys that its queries meet"
     )
     require(not by_keys, "compressor", compressor.name, what)
+    return own
 
 
 def check_checkpointing(model) -> None:

@@ -26,9 +26,8 @@ from .checks import (
     check_positions,
     check_weights,
     new_pads,
-    smallest_window,
 )
-from .editing import Editable
+from .holding import Holding
 from .hooks import attach, transformers_model
 from .probe import probe
 from .rope import find_rotations, rotary_frequencies, unturned
@@ -41,7 +40,7 @@ REBASE_EVERY = 1024
 NO_MASK = ("flash_attention_2", "flash_attention_3", "flex_attention")
 
 
-class CompressedCache(Editable):
+class CompressedCache(Holding):
     """A cache under one of our compressors, for any RoPE model: pass it as `past_key_values`.
 
     `buffer`: the cache may grow by so many tokens before it is cut (lazy eviction).
@@ -80,9 +79,7 @@ class CompressedCache(Editable):
         rotations = (find_rotations if self.turns else unturned)(model_or_config)
         own_window = None
         if model is not None:
-            layers = probe(model)
-            check_layers(model, layers, compressor, buffer)
-            own_window = smallest_window(layers)
+            own_window = check_layers(model, probe(model), compressor, buffer)
         self.ropes = [rotation.queries for rotation in rotations] if self.turns else None
         # without rotation positions are looked up in a table, which ends
         learned = model is not None and not rotary_frequencies(model)
@@ -119,36 +116,12 @@ class CompressedCache(Editable):
         self.store.reset()
         super().reset()
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens of the stream seen so far, kept or not."""
-        return self.seen
-
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         """Keys the next `query_length` tokens are given, and the index of the first of them."""
         if self.static and query_length == 1:  # a step that was announced has its mask
             raise RuntimeError("a static cache needs its steps announced: call the model itself")
         held = self.cached_lengths[layer_idx] if layer_idx < len(self.layers) else 0
         return held + query_length, self.seen - held if held else 0
-
-    @property
-    def cached_lengths(self) -> list[int]:
-        """Tokens held now, per layer."""
-        return self.store.lengths(self.seen)
-
-    @property
-    def evictions(self) -> int:
-        """How often some layer was cut."""
-        return self.store.cuts(self.seen)
-
-    @property
-    def evicted(self) -> int:
-        """Tokens that have left the layer that lost most."""
-        return self.store.evicted(self.seen)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated: keys, values, the keys kept un-turned, and attention received."""
-        return sum(x.nbytes for layer in self.layers for x in layer.tensors().values())
 
     def update(self, key_states, value_states, layer_idx: int, *args, **kwargs):
         """What attention may see: all that is cached, and the new tokens (B, H, n, D)."""

@@ -1,4 +1,4 @@
-"""What generate() does to a cache beside feeding it: choosing rows, and taking tokens back."""
+"""What a cache holds between steps, and how generate() changes it: its rows, its last tokens."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,35 @@ from .hooks import Announced
 from .step import Step
 
 
-class Editable(Announced):
-    """A cache whose rows (beam search) and last tokens (assisted decoding) can be changed."""
+class Holding(Announced):
+    """A cache that tells what it holds, in its layers and their `store`.
+
+    Its rows (beam search) and last tokens (assisted decoding) can be changed.
+    """
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens of the stream seen so far, kept or not."""
+        return self.seen
+
+    @property
+    def cached_lengths(self) -> list[int]:
+        """Tokens held now, per layer."""
+        return self.store.lengths(self.seen)
+
+    @property
+    def evictions(self) -> int:
+        """How often some layer was cut."""
+        return self.store.cuts(self.seen)
+
+    @property
+    def evicted(self) -> int:
+        """Tokens that have left the layer that lost most."""
+        return self.store.evicted(self.seen)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated: keys, values, the keys kept un-turned, and attention received."""
+        return sum(x.nbytes for layer in self.layers for x in layer.tensors().values())
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Take the rows `beam_idx`, as many as there are: the beams that go on."""
