@@ -95,9 +95,9 @@ def _feed(model, cache: DynamicCache, tokens, positions) -> list[tuple[int, torc
     """
     recorder, modes = Recorder(), [m.training for m in model.modules()]
     given = {"input_ids": tokens, "past_key_values": cache, "use_cache": True}
-    given["attention_mask"] = torch.zeros(1, 1, 1, 1, device=tokens.device, dtype=model.dtype)
     if positions is not None:
-        given["position_ids"] = positions
+        no_mask = torch.zeros(1, 1, 1, 1, device=tokens.device, dtype=model.dtype)
+        given |= {"position_ids": positions, "attention_mask": no_mask}
     try:
         model.eval()
         with torch.no_grad():
