@@ -21,6 +21,7 @@ from .checks import input_device
 NAME = "kv_lab_probe"
 POSITIONS = (0, 3, 31)  # that tokens are fed at
 TOKENS = 4  # that are fed
+FAR = 1 << 20  # a position at which a scale that depends on it shows
 # tensors that attention may be given: learned sinks, and what says nothing about logits
 KNOWN = {"s_aux", "position_ids", "cache_position"}
 
@@ -57,7 +58,7 @@ class Recorder:
     """Notes what attention is given, layer by layer."""
 
     def __init__(self):
-        self.calls: list[tuple[int, torch.Tensor, dict]] = []
+        self.calls: list[tuple[int, torch.Tensor, torch.Tensor, dict]] = []
 
 
 def probe_attention(
@@ -66,7 +67,7 @@ def probe_attention(
     """Attention of tokens that are alone, (rows, H, 1, D): their values."""
     if kv_probe is not None:
         options["attention_mask"] = attention_mask
-        kv_probe.calls.append((getattr(module, "layer_idx", None), key, options))
+        kv_probe.calls.append((getattr(module, "layer_idx", None), query, key, options))
     groups = query.shape[1] // value.shape[1]
     return value.repeat_interleave(groups, dim=1).transpose(1, 2).contiguous(), None
 
@@ -103,14 +104,34 @@ def _probe(model) -> list[LayerProbe]:
     at = layers[0].attended
     if not all(_alike(x.norm(dim=-1), at[0].norm(dim=-1)) for x in at.values()):
         # positions are not rotated: the model's own must begin where ours do
-        _, keys, _ = _feed(model, ProbedCache(config=config), tokens, None)[0]
+        _, _, keys, _ = _feed(model, ProbedCache(config=config), tokens, None)[0]
         if not _alike(_by_position(keys)[0], at[0]):
             raise ValueError(f"{_name(model)} doesn't count its positions from 0")
     return layers
 
 
-def _feed(model, cache: DynamicCache, tokens, positions) -> list[tuple[int, torch.Tensor, dict]]:
-    """Feed each of `tokens` (rows, 1) alone; what attention was given, layer by layer."""
+def check_scale(model) -> None:
+    """Refuse a model that makes queries longer with their position, as RoPE alone never does.
+
+    Such a query means another place in the text than the one that it has in the cache.
+    """
+    config = model.config.get_text_config()
+    tokens = (torch.arange(1, TOKENS + 1) * config.vocab_size // (TOKENS + 1))[:, None]
+    tokens, norms = tokens.to(input_device(model)), []
+    for position in (0, FAR):
+        calls = _feed(model, ProbedCache(config=config), tokens, torch.full_like(tokens, position))
+        norms.append([query.norm(dim=-1) for _, query, _, _ in calls])
+    for number, (near, far) in enumerate(zip(*norms, strict=True)):
+        if not torch.allclose(near, far, rtol=0.02):
+            raise ValueError(
+                f"{_name(model)}: layer {number} scales its queries by their position in the text, "
+                "which in-cache positions don't keep (use positions='original')"
+            )
+
+
+def _feed(model, cache: DynamicCache, tokens, positions) -> list[tuple]:
+    """Feed each of `tokens` (rows, 1) alone; for each call of attention the layer, query, key and
+    options."""
     own, modes = model.config._attn_implementation, [m.training for m in model.modules()]
     recorder, place = Recorder(), {} if positions is None else {"position_ids": positions}
     try:
@@ -144,7 +165,7 @@ def _check_kind(model, number: int, layer) -> None:
     if isinstance(layer, LinearAttentionCacheLayerMixin):
         what = "a state (of a convolution or recurrence), from which tokens can't be taken"
     elif type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-        what = "more than keys and values (sparse attention)"
+        what = "no keys and values of its own, or more than these (shared layers, sparse attention)"
     else:
         return
     raise ValueError(f"{_name(model)}: layer {number} caches {what}")
@@ -159,7 +180,7 @@ def _layer(model, cache, calls: list, number: int) -> LayerProbe:
         raise ValueError(
             f"{_name(model)}: layer {number} asks {len(calls)} times for its attention, not once"
         )
-    _, attended, options = calls[0]
+    _, _, attended, options = calls[0]
     more = [name for name, x in options.items() if isinstance(x, torch.Tensor)]
     more = sorted(set(more) - KNOWN)
     if more:
