@@ -114,12 +114,12 @@ class Recorder:
     """In a `kv_step`'s place: notes what attention is given for tokens that are alone."""
 
     def __init__(self):
-        self.calls: list[tuple[int | None, torch.Tensor, dict]] = []  # layer, keys, options
+        self.calls: list[tuple] = []  # layer, query, key and options of each
 
     def attend(self, module, query, key, value, attention_mask, dropout=0.0, **options):
         """Attention of such tokens, query (rows, H, 1, D): their values."""
         options["attention_mask"] = attention_mask
-        self.calls.append((getattr(module, "layer_idx", None), key, options))
+        self.calls.append((getattr(module, "layer_idx", None), query, key, options))
         groups = query.shape[1] // value.shape[1]
         return value.repeat_interleave(groups, dim=1).transpose(1, 2).contiguous(), None
 

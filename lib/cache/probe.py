@@ -21,6 +21,7 @@ from .hooks import Recorder
 
 POSITIONS = (0, 3, 31)  # that tokens are fed at
 TOKENS = 4  # that are fed
+FAR = 1 << 20  # a position at which a scale that depends on it shows
 # tensors that attention may be given: learned sinks, and what says nothing about logits
 KNOWN = {"s_aux", "position_ids", "cache_position"}
 
@@ -82,14 +83,33 @@ def _probe(model) -> list[LayerProbe]:
     at = layers[0].attended
     if not all(_alike(x.norm(dim=-1), at[0].norm(dim=-1)) for x in at.values()):
         # positions are not rotated: the model's own must begin where ours do
-        _, keys, _ = _feed(model, DynamicCache(config=config), tokens, None)[0]
+        _, _, keys, _ = _feed(model, DynamicCache(config=config), tokens, None)[0]
         if not _alike(_by_position(keys)[0], at[0]):
             raise ValueError(f"{_name(model)} doesn't count its positions from 0")
     return layers
 
 
-def _feed(model, cache: DynamicCache, tokens, positions) -> list[tuple[int, torch.Tensor, dict]]:
-    """Feed each of `tokens` (rows, 1) alone; what attention was given, layer by layer.
+def check_scale(model) -> None:
+    """Refuse a model that makes queries longer with their position, as RoPE alone never does.
+
+    Such a query means another place in the text than the one that it has in the cache.
+    """
+    config = model.config.get_text_config()
+    tokens = torch.arange(1, TOKENS + 1) * config.vocab_size // (TOKENS + 1)
+    tokens = tokens.repeat(2)[:, None].to(input_device(model))
+    positions = torch.tensor([0, FAR]).repeat_interleave(TOKENS)[:, None].to(tokens.device)
+    calls = _feed(model, DynamicCache(config=config), tokens, positions)
+    for number, (_, query, _, _) in enumerate(calls):
+        near, far = query.norm(dim=-1).chunk(2)
+        if not torch.allclose(near, far, rtol=0.02):
+            raise ValueError(
+                f"{_name(model)}: layer {number} scales its queries by their position in the text, "
+                "which in-cache positions don't keep (use positions='original')"
+            )
+
+
+def _feed(model, cache: DynamicCache, tokens, positions) -> list[tuple]:
+    """Feed each of `tokens` (rows, 1) alone; layer, query, key and options of each attention.
 
     By the body's `forward`: no step of a stream is announced. Attention is reached as in a step.
     """
@@ -125,7 +145,7 @@ def _check_kind(model, number: int, layer) -> None:
     if isinstance(layer, LinearAttentionCacheLayerMixin):
         what = "a state (of a convolution or recurrence), from which tokens can't be taken"
     elif type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-        what = "more than keys and values (sparse attention)"
+        what = "no keys and values of its own, or more than these (shared layers, sparse attention)"
     else:
         return
     raise ValueError(f"{_name(model)}: layer {number} caches {what}")
@@ -140,7 +160,7 @@ def _layer(model, cache, calls: list, number: int) -> LayerProbe:
         raise ValueError(
             f"{_name(model)}: layer {number} asks {len(calls)} times for its attention, not once"
         )
-    _, attended, options = calls[0]
+    _, _, attended, options = calls[0]
     more = sorted(name for name, x in options.items() if name not in KNOWN and _says(x))
     if more:
         raise ValueError(f"{_name(model)}: layer {number} lays its own {more} over its attention")

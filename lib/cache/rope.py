@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lib.require import require
 
-from .probe import POSITIONS, LayerProbe, probe
+from .probe import POSITIONS, LayerProbe, check_scale, probe
 from .turning import Rope, fit
 
 # inv_freq of these depends on the length of the text, so a cached key can't be turned
@@ -113,9 +113,11 @@ def _rotations(model: torch.nn.Module) -> list[Rotation]:
         raise ValueError(NO_ROPE.format(name))
     known: list[Rope] = []  # layers that are turned alike share one
     try:
-        return [_rotation(layer, found, known) for layer in layers]
+        rotations = [_rotation(layer, found, known) for layer in layers]
     except ValueError as error:
         raise ValueError(f"{name} {error}") from None
+    check_scale(model)
+    return rotations
 
 
 def unturned(model: torch.nn.Module | PreTrainedConfig) -> list[Rotation]:
