@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -14,8 +16,61 @@ from .step import Step
 NAME = "kv_lab"
 
 
+@dataclass(frozen=True)
+class Own:
+    """What a layer's attention has of its own: its scale, a soft cap, learned sinks (H,), a window.
+
+    The window counts tokens held, the query's own among them.
+    """
+
+    scaling: float | None = None
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+    window: int | None = None
+
+    def scale(self, query: torch.Tensor) -> float:
+        """What logits are multiplied with."""
+        return query.shape[-1] ** -0.5 if self.scaling is None else self.scaling
+
+    def is_plain(self, n: int) -> bool:
+        """Whether a causal softmax is all there is to a prompt of `n` tokens."""
+        return self.softcap is None and self.sinks is None and (self.window or n) >= n
+
+    def softmax(self, logits: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Weights for scaled logits (B, Hkv, group, n, S) and a mask that broadcasts to them."""
+        if self.softcap is not None:
+            logits = self.softcap * (logits / self.softcap).tanh()
+        if mask is not None:
+            logits = logits + mask
+        if self.sinks is None:
+            return logits.softmax(dim=-1)
+        sinks = self.sinks.to(logits).view(*logits.shape[1:3], 1, 1)
+        with_sinks = torch.cat((logits, sinks.expand(*logits.shape[:-1], 1)), dim=-1)
+        return with_sinks.softmax(dim=-1)[..., :-1]
+
+
+def _attend(query, key, value, mask, dropout, own: Own) -> torch.Tensor:
+    """Attention of one block, all (B, H, n or S, D)."""
+    if own.softcap is None and own.sinks is None:
+        return scaled_dot_product_attention(query, key, value, mask, dropout, scale=own.scaling)
+    logits = own.scale(query) * as_float(query) @ as_float(key).mT
+    weights = own.softmax(logits[:, :, None], None if mask is None else mask[:, :, None])
+    return F.dropout(weights[:, :, 0].to(value.dtype), dropout) @ value
+
+
 def kv_lab_attention(
-    module, query, key, value, attention_mask, dropout=0.0, scaling=None, kv_step=None, **kwargs
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    dropout=0.0,
+    scaling=None,
+    kv_step=None,
+    sliding_window=None,
+    softcap=None,
+    s_aux=None,
+    **kwargs,
 ):
     """SDPA under the mask of a `Step`: query (B, H, n, D), key and value (B, Hkv, S, D).
 
@@ -25,48 +80,55 @@ def kv_lab_attention(
     distances. A step longer than a block goes block by block, so that time and memory grow with
     its length only. Layers that score their tokens by attention are told what these receive.
     """
-    extra = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
-    if extra:
-        raise ValueError(f"attention {NAME!r} knows nothing of {extra}")
     if kv_step is None:
         raise ValueError(f"attention {NAME!r} is only for steps with a CompressedCache")
     layer = None if kv_step.layers is None else kv_step.layers[module.layer_idx]
+    own = Own(scaling, softcap, s_aux, sliding_window)
     if layer is not None and layer.queries:
-        layer.receive(received_attention(query, key, kv_step, layer.queries, scaling))
+        layer.receive(received_attention(query, key, kv_step, layer.queries, own))
+    rope = None if kv_step.ropes is None else kv_step.ropes[module.layer_idx]
     D, groups = value.shape[-1], query.shape[1] // key.shape[1]
     if groups > 1:  # grouped queries
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    if kv_step.sink_delta is not None:
-        query, key = _append_sink_logits(query, key, kv_step)
+    if kv_step.sink_delta is not None and rope is not None:
+        own = replace(own, scaling=own.scale(query))
+        query, key = _append_sink_logits(query, key, kv_step, rope)
         value = pad(value, (0, key.shape[-1] - D))
-    if kv_step.slots is None and kv_step.n == key.shape[2] > 1:  # a whole prompt, seen densely
+    whole = kv_step.slots is None and kv_step.n == key.shape[2] > 1
+    if whole and own.is_plain(kv_step.n):  # a prompt that is seen densely
         output = scaled_dot_product_attention(
             query, key, value, dropout_p=dropout, is_causal=True, scale=scaling
         )
-        return output.transpose(1, 2), None
+        return output.transpose(1, 2).contiguous(), None
     front, outputs = kv_step.front, []
     sinks = key[:, :, :front].clone(), value[:, :, :front].clone()
-    for queries, keys, mask in kv_step.blocks(key.shape[2], query.device, query.dtype):
+    for queries, keys, mask in kv_step.blocks(key.shape[2], query.device, query.dtype, own.window):
         # the sinks go where no later block looks, just in front of this block's window
         place = slice(keys.start, keys.start + front)
         key[:, :, place], value[:, :, place] = sinks
         q, k, v = query[:, :, queries], key[:, :, keys], value[:, :, keys]
-        outputs.append(scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling))
-    return torch.cat(outputs, dim=2)[..., :D].transpose(1, 2), None  # (B, n, H, D)
+        outputs.append(_attend(q, k, v, mask, dropout, own))
+    output = torch.cat(outputs, dim=2)[..., :D].transpose(1, 2)  # (B, n, H, D)
+    return output.contiguous(), None  # models make a view of it
 
 
-def _append_sink_logits(query, key, step):
-    """Query and key (B, H, n or S, D + E); E is the number of sinks, twice that in 16 bits."""
+def _append_sink_logits(query, key, step, rope):
+    """Query and key (B, H, n or S, D + E); E is the number of sinks, twice that in 16 bits.
+
+    The logits are not scaled yet: in float16 they may not fit and are divided by `unit`.
+    """
     sinks = key[:, :, : step.front]
     exact = torch.promote_types(key.dtype, torch.float32)
-    turned = step.rope.turn(query.to(exact), step.sink_delta[:, None])  # (B, H, n, D)
-    logits = turned @ sinks.to(exact).mT  # (B, H, n, front)
+    turned = rope.turn(query.to(exact), step.sink_delta[:, None])  # (B, H, n, D)
+    unit = 2.0**10 if key.dtype == torch.float16 else 1.0
+    highest = torch.finfo(query.dtype).max
+    logits = (turned @ sinks.to(exact).mT / unit).clamp(-highest, highest)  # (B, H, n, front)
     parts = [logits.to(query.dtype)]
     if query.dtype != exact:  # 16 bits round them too coarsely: the rest rides along as well
         parts.append((logits - parts[0].to(exact)).to(query.dtype))
     key = pad(key, (0, len(parts) * step.front))
     units = torch.eye(step.front, dtype=key.dtype, device=key.device).repeat(1, len(parts))
-    key[:, :, : step.front] = pad(units, (query.shape[-1], 0))
+    key[:, :, : step.front] = pad(unit * units, (query.shape[-1], 0))
     return torch.cat((query, *parts), dim=-1), key
 
 
@@ -75,38 +137,38 @@ def received_attention(
     key: torch.Tensor,
     step: Step,
     queries: float = math.inf,
-    scaling: float | None = None,
+    own: Own = Own(),
 ) -> torch.Tensor:
     """Attention that each key gets from each of the last `queries` queries, (B, Hkv, S, q).
 
     `math.inf` is the sum over all of them, q = 1. Query heads that share a key are averaged. The
     weights exist for one block of queries at a time: memory grows with the length only.
     """
-    S, blocks = key.shape[2], _weights(query, key, step, queries, scaling)
+    S, blocks = key.shape[2], _weights(query, key, step, queries, own)
     if queries != math.inf:
-        return torch.cat([pad(w, (0, S - w.shape[3])) for w in blocks], dim=2).mT
+        spread = [pad(w, (keys.start, S - keys.stop)) for keys, w in blocks]
+        return torch.cat(spread, dim=2).mT
     total = as_float(key.new_zeros(key.shape[0], key.shape[1], S, 1))
-    for weights in blocks:
-        total[:, :, : weights.shape[3], 0] += weights.sum(dim=2)
+    for keys, weights in blocks:
+        total[:, :, keys, 0] += weights.sum(dim=2)
     return total
 
 
-def _weights(query, key, step, queries, scaling) -> Iterator[torch.Tensor]:
-    """Attention weights of the last `queries` of (B, H, n, D), block by block.
+def _weights(query, key, step, queries, own: Own) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Attention weights of the last `queries` of (B, H, n, D), block by block, and of which keys.
 
-    Each (B, Hkv, block, S) in float32 or float64, without the keys behind the block.
+    Each (B, Hkv, block, keys) in float32 or float64; other keys get nothing.
     """
-    n, D, heads = query.shape[2], query.shape[3], key.shape[1]
-    key, scale = as_float(key), D**-0.5 if scaling is None else scaling
+    n, heads, S = query.shape[2], key.shape[1], key.shape[2]
+    key, scale = as_float(key), own.scale(query)
     start = 0 if queries == math.inf else max(0, n - queries)
-    for block, keys, mask in step.blocks(key.shape[2], query.device, query.dtype, start):
+    for block, keys, mask in step.blocks(S, query.device, query.dtype, own.window, start):
         first = max(block.start, start)
         q = scale * as_float(query[:, :, first : block.stop])
         q = q.unflatten(1, (heads, -1))  # (B, Hkv, group, block, D)
         logits = (q.flatten(2, 3) @ key[:, :, keys].mT).unflatten(2, q.shape[2:4])
-        if mask is not None:
-            logits += mask[:, :, None, first - block.start :]
-        yield logits.softmax(dim=-1).mean(dim=2)
+        mask = None if mask is None else mask[:, :, None, first - block.start :]
+        yield keys, own.softmax(logits, mask).mean(dim=2)
 
 
 AttentionInterface.register(NAME, kv_lab_attention)

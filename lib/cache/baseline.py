@@ -9,6 +9,7 @@ from lib.require import require
 from .checks import check_checkpointing, check_method
 from .compressed import CompressedCache
 from .hooks import Announced, attach, transformers_model
+from .rope import check_limit, check_rope_type, length_limit
 
 # given in a compressor's place: dense attention in transformers' `StaticCache`, which never copies
 STATIC = "static"
@@ -33,12 +34,15 @@ def make_cache(
         what = "None or a Compressor; a static cache needs its room"
         require(room > 0, "compressor", compressor, what)
         check_method(None, positions, buffer, prefill)
+        check_limit(length_limit(model.config), room)
         return StaticCache(config=model.config, max_cache_len=room)
     if compressor is not None:
         return CompressedCache(model, compressor, buffer, positions, prefill, static)
     check_method(None, positions, buffer, prefill)
-    check_checkpointing(transformers_model(model))
-    return Dense(config=model.config)
+    inner = transformers_model(model)
+    check_checkpointing(inner)
+    limit = length_limit(inner.config)
+    return Dense(config=inner.config) if limit is None else Limited(inner, limit)
 
 
 class Dense(DynamicCache):
@@ -50,11 +54,28 @@ def streams(compressor: Compressor | str | None) -> bool:
     return isinstance(compressor, Compressor) and bool(compressor.window)
 
 
+class Limited(DynamicCache, Announced):
+    """A `DynamicCache` that ends where all keys would have to change: `limit`, (RoPE type, tokens).
+
+    Beyond it the model rotates by other frequencies, and keys that are cached don't fit.
+    """
+
+    def __init__(self, model, limit: tuple[str, int]):
+        super().__init__(config=model.config)
+        self.limit = limit
+        attach(model, self)
+
+    def step(self, n: int, *args, **kwargs) -> dict:
+        check_limit(self.limit, self.get_seq_length() + n)
+        return {"past_key_values": self}
+
+
 class OriginalPositions(DynamicCache, Announced):
     """A `DynamicCache` for others to cut: positions count the text's tokens, not those held."""
 
     def __init__(self, model):
         super().__init__()
+        check_rope_type(model.config)
         self.seen = 0  # tokens of the text so far
         attach(model, self)
 

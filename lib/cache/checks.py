@@ -15,12 +15,23 @@ def check_config(config, compressor: Compressor, buffer: int) -> None:
     alibi = config.model_type in ALIBI or getattr(config, "alibi", False)
     what = "models without ALiBi: its biases need the whole text's distances"
     require(not alibi, "model_type", config.model_type, what)
-    soft = getattr(config, "attn_logit_softcapping", None)
-    require(soft is None, "attn_logit_softcapping", soft, "None")
-    own = getattr(config, "sliding_window", None)
-    if own is None or not getattr(config, "use_sliding_window", True):
-        return
-    needed = (compressor.budget or own) + buffer + 1
+    chunked = "chunked_attention" in (getattr(config, "layer_types", None) or ())
+    own = getattr(config, "attention_chunk_size", None) if chunked else None
+    require(own is None, "attention_chunk_size", own, "None: pieces of the text hide one another")
+    own = window_of(config)
+    if own is not None:
+        check_window(own, compressor, buffer)
+
+
+def window_of(config) -> int | None:
+    """The window of tokens that a model of this config attends to by itself, in some layers."""
+    used = getattr(config, "use_sliding_window", True)
+    return getattr(config, "sliding_window", None) if used else None
+
+
+def check_window(own: int, compressor: Compressor, buffer: int) -> None:
+    """Refuse a window of the model's own (in tokens) that hides what the method keeps."""
+    needed = (compressor.budget or own - 1 - buffer) + buffer + 1
     what = f"None, or at least budget + buffer + 1 = {needed}"
     require(own >= needed, "sliding_window", own, what)
 
@@ -30,8 +41,34 @@ def check_model(model) -> None:
     ok = model._can_set_attn_implementation()
     what = "one that takes its attention from transformers' AttentionInterface"
     require(ok, "model", type(model).__name__, what)
-    own = [name for name, _ in model.named_parameters() if name.endswith(".sinks")]
-    require(not own, "model", type(model).__name__, "one without learned sinks in its attention")
+
+
+def smallest_window(layers: list) -> int | None:
+    """The smallest window of tokens that one of a model's layers attends to by itself."""
+    return min((x for layer in layers if (x := layer.options.get("sliding_window"))), default=None)
+
+
+def check_layers(model, layers: list, compressor: Compressor, buffer: int) -> int | None:
+    """Refuse what a method can't do with these layers (`lib.cache.probe`); the smallest window."""
+    own, configured = smallest_window(layers), window_of(model.config.get_text_config())
+    if own is not None:
+        check_window(own, compressor, buffer)
+    told = own is not None or compressor.window is not None
+    what = "None: the model doesn't tell its attention, which long prompts of this method need"
+    require(configured is None or told, "sliding_window", configured, what)
+    number = len(layers)
+    by_keys = compressor.window is None and any(
+        not layer.direct
+        and not (layer.shared and compressor.layer_queries(i, number))
+        and i not in compressor.skip_layers
+        for i, layer in enumerate(layers)
+    )
+    what = (
+        "a method that looks at positions only (or at attention, if all heads share what is "
+        "cached): this model doesn't cache the keys that its queries meet"
+    )
+    require(not by_keys, "compressor", compressor.name, what)
+    return own
 
 
 def check_checkpointing(model) -> None:
@@ -67,6 +104,15 @@ def check_method(compressor, positions: str, buffer: int = 0, prefill: str = "st
     require_int("buffer", buffer, 0)
     fixed = compressor is None or compressor.budget is not None
     require(fixed or not buffer, "buffer", buffer, "0 for a method without a fixed budget")
+
+
+def check_weights(wanted: bool, ours: bool, masked: bool) -> None:
+    """Refuse `output_attentions` where our attention gives no weights, or masked slots too many."""
+    what = (
+        "False where old tokens leave within a step, where attention is scored, in a static cache "
+        "and with padding: give the prompt in pieces that fit the cache, without padding"
+    )
+    require(not (wanted and (ours or masked)), "output_attentions", wanted, what)
 
 
 def left_pads(attention_mask: torch.Tensor, columns: int) -> torch.Tensor:

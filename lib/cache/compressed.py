@@ -10,7 +10,6 @@ and gets it for that step alone (`hooks.py`).
 """
 
 import copy
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -19,19 +18,29 @@ from transformers import PreTrainedConfig
 from lib.compressors import Compressor
 from lib.require import require, require_int
 
-from .checks import check_config, check_method, check_model, check_positions, new_pads
-from .hooks import Announced, attach, transformers_model
-from .rope import find_rope, head_width, rotary_embeddings
+from .checks import (
+    check_config,
+    check_layers,
+    check_method,
+    check_model,
+    check_positions,
+    check_weights,
+    new_pads,
+)
+from .holding import Holding
+from .hooks import attach, transformers_model
+from .probe import probe
+from .rope import find_rotations, rotary_frequencies, unturned
 from .scattered import ScatteredStore
 from .step import Step, mask_of_one
-from .window import WindowLayer, WindowStore
+from .window import WindowStore
 
 # float32 angles lose precision with the position, so positions start again every so many tokens
 REBASE_EVERY = 1024
 NO_MASK = ("flash_attention_2", "flash_attention_3", "flex_attention")
 
 
-class CompressedCache(Announced):
+class CompressedCache(Holding):
     """A cache under one of our compressors, for any RoPE model: pass it as `past_key_values`.
 
     `buffer`: the cache may grow by so many tokens before it is cut (lazy eviction).
@@ -64,20 +73,25 @@ class CompressedCache(Announced):
             model_or_config = model = transformers_model(model_or_config)
         config = (model_or_config if model is None else model.config).get_text_config()
         check_config(config, compressor, buffer)
-        self.rope = find_rope(model_or_config) if positions == "in_cache" else None
+        if model is not None:
+            check_model(model)
+        self.turns = positions == "in_cache"
+        rotations = (find_rotations if self.turns else unturned)(model_or_config)
+        own_window = None
+        if model is not None:
+            own_window = check_layers(model, probe(model), compressor, buffer)
+        self.ropes = [rotation.queries for rotation in rotations] if self.turns else None
         # without rotation positions are looked up in a table, which ends
-        learned = model is not None and not rotary_embeddings(model)
-        self.last_position = config.max_position_embeddings if learned else None
+        learned = model is not None and not rotary_frequencies(model)
+        self.last_position = getattr(config, "max_position_embeddings", None) if learned else None
         self.dtype = getattr(model_or_config, "dtype", None) or torch.float32
         window = compressor.window
         require(window or not static, "static", static, "False for methods that look at the keys")
-        number = config.num_hidden_layers
         if window:
-            dense, width = prefill == "dense", head_width(config)
-            self.store = WindowStore(window, buffer, dense, number, width, self.dtype)
-            layers = [WindowLayer(self.store, self.rope, static) for _ in range(number)]
+            self.store = WindowStore(window, buffer, prefill == "dense", rotations, self.dtype)
+            layers = self.store.new_layers(static)
         else:
-            self.store = ScatteredStore(number, self.compressor, buffer, self.rope)
+            self.store = ScatteredStore(rotations, self.compressor, buffer, own_window)
             layers = self.store.layers
         super().__init__(layers=layers)
         self.seen = 0  # tokens of the stream so far
@@ -86,7 +100,6 @@ class CompressedCache(Announced):
         self._midway = False  # whether it has changed something: till its end all else is wrong
         self._hooked = model is not None
         if model is not None:
-            check_model(model)
             attach(model, self)
 
     def __repr__(self) -> str:
@@ -103,85 +116,12 @@ class CompressedCache(Announced):
         self.store.reset()
         super().reset()
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens of the stream seen so far, kept or not."""
-        return self.seen
-
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         """Keys the next `query_length` tokens are given, and the index of the first of them."""
         if self.static and query_length == 1:  # a step that was announced has its mask
             raise RuntimeError("a static cache needs its steps announced: call the model itself")
         held = self.cached_lengths[layer_idx] if layer_idx < len(self.layers) else 0
         return held + query_length, self.seen - held if held else 0
-
-    @property
-    def cached_lengths(self) -> list[int]:
-        """Tokens held now, per layer."""
-        return self.store.lengths(self.seen)
-
-    @property
-    def evictions(self) -> int:
-        """How often some layer was cut."""
-        return self.store.cuts(self.seen)
-
-    @property
-    def evicted(self) -> int:
-        """Tokens that have left the layer that lost most."""
-        return self.store.evicted(self.seen)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated: keys, values, the keys kept un-turned, and attention received."""
-        return sum(x.nbytes for layer in self.layers for x in layer.tensors().values())
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Take the rows `beam_idx`, as many as there are: the beams that go on."""
-        super().reorder_cache(beam_idx)
-        self.store.take(beam_idx)
-
-    def batch_select_indices(self, indices: torch.Tensor | Sequence[int]) -> None:
-        """Keep the rows `indices`."""
-        if self.seen:
-            rows = torch.arange(len(self.layers[0].keys))[torch.as_tensor(indices, device="cpu")]
-            for layer in self.layers:
-                layer.take(rows)
-            self.store.take(rows)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Have each row `repeats` times."""
-        if self.seen:
-            rows = len(self.layers[0].keys)
-            self.batch_select_indices(torch.arange(rows).repeat_interleave(repeats))
-
-    def activate_past_recording(self) -> None:
-        """From now on the last step's tokens can be taken back (assisted decoding)."""
-        name, ok = self.compressor.name, self.compressor.window is not None
-        require(ok, "compressor", name, "one that looks at positions only for assisted decoding")
-        for layer in self.layers:
-            layer.recording = True
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last `-tokens_to_remove` tokens; ValueError if others had to come back."""
-        ok = -self.seen <= tokens_to_remove <= 0
-        require(ok, "tokens_to_remove", tokens_to_remove, f"{-self.seen}..0")
-        if tokens_to_remove == 0:
-            return
-        step, seen = self.layers[0].step, self.seen + tokens_to_remove
-        if self.store.is_whole(self.seen):
-            for layer in self.layers:
-                layer.crop(tokens_to_remove)
-        elif self.layers[0].recording and step.seen < seen:
-            self.store.shorten(self.layers, step, seen - step.seen)
-        else:
-            self._require_whole(self.seen)
-        self.seen, self.position = seen, self.position + tokens_to_remove
-        for layer in self.layers:
-            layer.step = Step(0, seen, self.position, self.rope)
-
-    def _require_whole(self, seen: int) -> None:
-        """Raise a ValueError unless tokens can be taken back when `seen` have passed."""
-        what = "as few as stay without a cut: tokens that left a CompressedCache can't come back"
-        require(self.store.is_whole(seen), "tokens", seen, what)
 
     def update(self, key_states, value_states, layer_idx: int, *args, **kwargs):
         """What attention may see: all that is cached, and the new tokens (B, H, n, D)."""
@@ -214,12 +154,13 @@ class CompressedCache(Announced):
         attention_mask: torch.Tensor | None = None,
         attention: str = "sdpa",
         position_ids: torch.Tensor | None = None,
+        weights: bool = False,
     ) -> dict:
         """Keyword arguments of the model's forward for the next `n` tokens; the hook's work.
 
         `attention_mask` (B, T) may have pads in front. `attention` is the model's implementation;
         where it can't do, `kv_step` is among the arguments, which `lib.cache.attention` needs.
-        The caller's `position_ids` must be what the cache counts.
+        The caller's `position_ids` must be what the cache counts; `weights` are asked of attention.
         """
         require_int("n", n, 1)
         if self._midway:
@@ -228,16 +169,19 @@ class CompressedCache(Announced):
             self._require_whole(self.seen + n)
         self._take_pads(attention_mask, n, attention)
         check_positions(position_ids, self._places(n, device), self.seen)
+        padded = self.store.pads is not None
+        ours = self.store.scored or not self.store.is_plain(n, self.seen)
+        check_weights(weights, ours, padded or self.static)
         self._midway = True
         self._rebase(n)
         step = self._begin(n, device)
         self._midway = False
         self.announced = self._position_ids(n, device)
         kwargs = {"past_key_values": self, "position_ids": self.announced}
-        padded = self.store.pads is not None
-        if self.store.scored:
-            # a copy, so that no cycle of layers, step and layers keeps the cache in memory
-            step = replace(step, layers=self.layers)
+        if ours:
+            if self.store.scored:
+                # a copy, so that no cycle of layers, step and layers keeps the cache in memory
+                step = replace(step, layers=self.layers)
             kwargs |= {"attention_mask": self._no_mask(device), "kv_step": step}
         elif n == 1 and (padded or self.static):
             require(attention not in NO_MASK, "attn_implementation", attention, "'sdpa' or 'eager'")
@@ -245,8 +189,6 @@ class CompressedCache(Announced):
             kwargs["attention_mask"] = mask_of_one(step, size, device, self.dtype)
         elif n == 1 and attention == "eager":  # its own mask would have the length of layer 0
             kwargs["attention_mask"] = self._no_mask(device)
-        elif n > 1 and not self.store.is_plain(n, self.seen):
-            kwargs |= {"attention_mask": self._no_mask(device), "kv_step": step}
         else:
             kwargs["attention_mask"] = attention_mask if padded and step.dense else None
         if self.static and n == 1:
@@ -255,7 +197,7 @@ class CompressedCache(Announced):
 
     def _begin(self, n: int, device) -> Step:
         """Plan the step and tell the layers."""
-        step = Step(n, self.seen, self.position, self.rope)
+        step = Step(n, self.seen, self.position, self.ropes)
         self.store.plan(step, self.layers, device)
         for layer in self.layers:
             layer.step = step
@@ -273,7 +215,7 @@ class CompressedCache(Announced):
     def _rebase(self, n: int) -> None:
         """Keep positions small; distances, all that RoPE sees, stay the same."""
         longest = max(self.cached_lengths)
-        if self.rope is None or self.position + n <= longest + max(REBASE_EVERY, n):
+        if not self.turns or self.position + n <= longest + max(REBASE_EVERY, n):
             return
         self.store.rebase(self.layers, self.seen, self.position, longest)
         self.position = longest
@@ -295,7 +237,7 @@ class CompressedCache(Announced):
         if self.last_position is not None:
             highest = self.position + n
             require(highest <= self.last_position, "tokens", highest, f"<= {self.last_position}")
-        return positions if self.rope is not None else positions.clamp(min=0)
+        return positions if self.turns else positions.clamp(min=0)
 
     def _take_pads(self, attention_mask, n: int, attention: str) -> None:
         """Note how many pads each row has in front; refuse what can't be kept exact."""

@@ -32,6 +32,7 @@ class Announced(Cache):
         attention_mask: torch.Tensor | None = None,
         attention: str = "sdpa",
         position_ids: torch.Tensor | None = None,
+        weights: bool = False,
     ) -> dict:
         """Keyword arguments of the model's forward for the next `n` tokens."""
         raise NotImplementedError
@@ -92,7 +93,9 @@ def _step(model, args, kwargs):
     n, own = tokens.shape[1], model.config._attn_implementation
     what = "at least 1 (generate() wants all of the text, or a mask over all of it)"
     require(n > 0, "new tokens", n, what)
-    given = kwargs.get("attention_mask"), own, kwargs.get("position_ids")
+    weights = kwargs.get("output_attentions")
+    weights = getattr(model.config, "output_attentions", False) if weights is None else weights
+    given = kwargs.get("attention_mask"), own, kwargs.get("position_ids"), bool(weights)
     return (), kwargs | cache.step(n, tokens.device, *given)
 
 
@@ -107,6 +110,20 @@ def _names(kind: type) -> list[str]:
     return list(inspect.signature(kind.forward).parameters)[1:]
 
 
+class Recorder:
+    """In a `kv_step`'s place: notes what attention is given for tokens that are alone."""
+
+    def __init__(self):
+        self.calls: list[tuple] = []  # layer, query, key and options of each
+
+    def attend(self, module, query, key, value, attention_mask, dropout=0.0, **options):
+        """Attention of such tokens, query (rows, H, 1, D): their values."""
+        options["attention_mask"] = attention_mask
+        self.calls.append((getattr(module, "layer_idx", None), query, key, options))
+        groups = query.shape[1] // value.shape[1]
+        return value.repeat_interleave(groups, dim=1).transpose(1, 2).contiguous(), None
+
+
 _get_interface = AttentionInterface.get_interface
 
 
@@ -118,6 +135,8 @@ def _interface(self, attn_implementation: str, default):
 def _attend(own, *args, kv_step=None, **kwargs):
     if kv_step is None:
         return own(*args, **kwargs)
+    if isinstance(kv_step, Recorder):
+        return kv_step.attend(*args, **kwargs)
     return ALL_ATTENTION_FUNCTIONS[NAME](*args, kv_step=kv_step, **kwargs)
 
 

@@ -15,6 +15,17 @@ class Layer(CacheLayerMixin):
 
     step: Step | None = None
     recording = False  # whether tokens of the last step may have to be taken back
+    in_values = False  # whether the keys' rotated part is what the model caches as values
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """Take the new tokens' keys and values (B, H, n, D); all that attention may see."""
+        if self.in_values:
+            return self.take_tokens(value_states, key_states)[::-1]
+        return self.take_tokens(key_states, value_states)
+
+    def take_tokens(self, key_states, value_states):
+        """`update`, for what is turned and what is not."""
+        raise NotImplementedError
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The layer's tensors; each has a row per sequence."""

@@ -13,7 +13,7 @@ from lib.compressors import Compressor
 from lib.compressors.base import Held, gather_tokens
 
 from .layer import Layer
-from .rope import Rope
+from .rope import Rotation
 
 
 class ScatteredLayer(Layer):
@@ -30,11 +30,12 @@ class ScatteredLayer(Layer):
         num_layers: int,
         compressor: Compressor,
         buffer: int,
-        rope: Rope | None,
+        rotation: Rotation,
     ):
         super().__init__()
         self.layer_idx, self.num_layers = layer_idx, num_layers
-        self.compressor, self.rope = compressor, rope
+        self.compressor, self.rope = compressor, rotation.cached
+        self.in_values = rotation.in_values
         budget = compressor.layer_budget(layer_idx, num_layers)
         self.queries = compressor.layer_queries(layer_idx, num_layers)
         self.limit = budget + buffer if budget and buffer else 0  # tokens that may be held uncut
@@ -66,7 +67,7 @@ class ScatteredLayer(Layer):
             self.attention = self.keys.new_zeros(B, H, 0, columns, dtype=exact)
         self.is_initialized = True
 
-    def update(self, key_states, value_states, *args, **kwargs):
+    def take_tokens(self, key_states, value_states):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self.queries and self.attention.shape[2] != self.length:
@@ -81,6 +82,8 @@ class ScatteredLayer(Layer):
 
     def receive(self, attention: torch.Tensor) -> None:
         """Take what all tokens received from the new queries, (B, H, n, q); then cut."""
+        if attention.shape[1] != self.keys.shape[1]:  # latent: all heads share what is cached
+            attention = attention.unflatten(1, (self.keys.shape[1], -1)).mean(dim=2)
         before = pad(self.attention, (0, 0, 0, attention.shape[2] - self.attention.shape[2]))
         if self.queries == math.inf:
             self.attention = before + attention
@@ -123,6 +126,8 @@ class ScatteredLayer(Layer):
 
     def turn_to(self, position: int) -> None:
         """Let the kept tokens stand directly before `position`."""
+        if self.rope is None:
+            return
         length = self.source.shape[2]
         target = torch.arange(position - length, position, device=self.source.device)
         self.keys = self.rope.turn(self.source, target - self.source_position)
@@ -133,9 +138,16 @@ class ScatteredStore:
 
     pads = None
 
-    def __init__(self, number: int, compressor: Compressor, buffer: int, rope: Rope | None):
-        each = number, compressor, buffer, rope
-        self.layers = [ScatteredLayer(i, *each) for i in range(number)]
+    def __init__(
+        self,
+        rotations: list[Rotation],
+        compressor: Compressor,
+        buffer: int,
+        own_window: int | None = None,
+    ):
+        self.own_window = own_window
+        each = len(rotations), compressor, buffer
+        self.layers = [ScatteredLayer(i, *each, x) for i, x in enumerate(rotations)]
         # whether tokens are scored by attention
         self.scored = any(layer.queries for layer in self.layers)
 
@@ -161,8 +173,9 @@ class ScatteredStore:
         return not self.scored and self.evicted(seen) == 0
 
     def is_plain(self, n: int, seen: int) -> bool:
-        """Whether `n` tokens more see everything before them, so that any attention will do."""
-        return seen == 0
+        """Whether the model's own attention will do for `n` tokens more, without a mask of ours."""
+        longest = max(self.lengths(seen)) + 1  # may outgrow the model's own window
+        return seen == 0 or (n == 1 and longest <= (self.own_window or longest))
 
     def is_causal(self, n: int, seen: int) -> bool:
         """Whether the model's own causal mask is right for `n` tokens more."""

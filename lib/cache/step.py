@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .rope import Rope
 from .slots import Slots
+from .turning import Rope
 
 # queries that one call of our attention takes: fewer waste less on keys that most of them don't
 # see, more cost fewer calls
@@ -22,7 +22,8 @@ class Step:
     n: int
     seen: int  # tokens of the stream before it
     position: int  # of the first new token
-    rope: Rope | None = None  # None: positions="original", nothing is turned
+    # what turns the queries, by layer; None: positions="original", nothing is turned
+    ropes: list[Rope | None] | None = None
     slots: Slots | None = None  # None: scattered tokens, where all that is cached is seen
     # the cache's layers, where attention is to tell them what their tokens receive
     layers: list | None = None
@@ -38,7 +39,8 @@ class Step:
     # one token: its slot (1,); the slots of sinks to be written anew, and by how much to turn them
     slot: torch.Tensor | None = None
     sink_slots: torch.Tensor | None = None  # (start_size,)
-    sink_shift: tuple[torch.Tensor, torch.Tensor] | None = None  # cos and sin, (1 or B, 1, 1, D)
+    # cos and sin for each of the cache's ropes, (1 or B, 1, 1, D) each
+    sink_shift: list[tuple[torch.Tensor, torch.Tensor]] | None = None
     _blocks: dict = field(default_factory=dict)
 
     @property
@@ -46,27 +48,32 @@ class Step:
         """How many of the keys that attention gets are sinks; they come first."""
         return 0 if self.slots is None else self.slots.front(self.seen + self.n)
 
-    def blocks(self, length: int, device, dtype, start: int = 0) -> Iterable[Block]:
+    def blocks(
+        self, length: int, device, dtype, window: int | None = None, start: int = 0
+    ) -> Iterable[Block]:
         """Blocks of queries, which of `length` keys each may need, and its additive mask.
 
-        Blocks before the query `start` are left out. The slice of keys begins with `front` places
-        where the sinks are to be put. Layers share the masks, (1 or B, 1, queries, keys), unless
-        these would grow with the square of the length.
+        Scattered tokens are seen by the next `window` only, counted among those held (all of them
+        for None). Blocks before the query `start` are left out. The slice of keys begins with
+        `front` places where the sinks are to be put. Layers share the masks, (1 or B, 1, queries,
+        keys), unless these would grow with the square of the length.
         """
         size = BLOCK if device.type == "cpu" else GPU_BLOCK
         if self.slots is None and self.n > size:  # each is made when it is needed
-            return self._make_blocks(length, size, device, dtype, start // size * size)
-        if (length, device) not in self._blocks:
-            self._blocks[length, device] = list(self._make_blocks(length, size, device, dtype))
-        return [block for block in self._blocks[length, device] if block[0].stop > start]
+            return self._make_blocks(length, size, device, dtype, window, start // size * size)
+        known = length, device, window
+        if known not in self._blocks:
+            self._blocks[known] = list(self._make_blocks(length, size, device, dtype, window))
+        return [block for block in self._blocks[known] if block[0].stop > start]
 
     def _make_blocks(
-        self, length: int, size: int, device, dtype, start: int = 0
+        self, length: int, size: int, device, dtype, window: int | None, start: int = 0
     ) -> Iterator[Block]:
+        window = min(window or length, length)
         if self.n == 1:  # sees everything
-            yield slice(0, 1), slice(0, length), None
+            yield slice(0, 1), slice(length - window, length), None
             return
-        reach = length if self.slots is None else self.slots.recent_size + self.slots.buffer
+        reach = window - 1 if self.slots is None else self.slots.recent_size + self.slots.buffer
         old, masks = length - self.n, {}
         for begin in range(start, self.n, size):
             end = min(begin + size, self.n)
@@ -76,7 +83,9 @@ class Step:
             if self.slots is None:  # no two are alike, and all would be a matrix of the whole text
                 masks.clear()
             if key not in masks:
-                masks[key] = additive(self._visible(begin, end, keys, length, device), dtype)
+                masks[key] = additive(
+                    self._visible(begin, end, keys, length, window, device), dtype
+                )
             yield slice(begin, end), keys, masks[key]
 
     def _alike(self, begin: int, end: int, keys: slice) -> tuple:
@@ -88,14 +97,15 @@ class Step:
             return (begin,)
         return end - begin, keys.stop - keys.start, over % (self.slots.buffer + 1)
 
-    def _visible(self, begin: int, end: int, keys: slice, length: int, device) -> torch.Tensor:
+    def _visible(self, begin, end, keys: slice, length: int, window: int, device) -> torch.Tensor:
         """Whether queries begin .. end see each of `keys`, the sinks in front: (1 or B, n, S)."""
         queries = torch.arange(begin, end, device=device) + self.seen  # columns of the text
-        window = torch.arange(keys.start + self.front, keys.stop, device=device)
-        window += self.seen + self.n - length
+        recent = torch.arange(keys.start + self.front, keys.stop, device=device)
+        recent += self.seen + self.n - length
         if self.slots is None:
-            return (window <= queries[:, None])[None]
-        return self.slots.visible(queries, self.front, window)
+            age = queries[:, None] - recent
+            return ((age >= 0) & (age < window))[None]
+        return self.slots.visible(queries, self.front, recent)
 
 
 def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -8,170 +8,19 @@ from dataclasses import replace
 
 import torch
 
-from lib.compressors.base import Window, gather_tokens
+from lib.compressors.base import Window
 
-from .layer import Layer
-from .rope import Rope
+from .rope import Rotation
 from .slots import Slots
 from .step import Step
-
-
-class WindowLayer(Layer):
-    """Sinks and a window in a preallocated buffer, placed as the shared `slots` say.
-
-    Only the sinks are turned, always from their own un-cut copies. `static` returns the whole
-    buffer for a step of one token, to be masked: fixed shapes for torch.compile.
-    """
-
-    def __init__(self, slots: Slots, rope: Rope | None, static: bool):
-        self.slots, self.rope, self.static = slots, rope, static
-        self.is_initialized = False
-        self.uncut: list[torch.Tensor] | None = None  # keys and values of the last step recorded
-
-    @property
-    def length(self) -> int:
-        """Slots in use."""
-        return self.slots.used(self.get_seq_length())
-
-    @property
-    def keys(self) -> torch.Tensor | None:
-        """What is held, sinks in front, as the next token sees it: a copy, (B, H, T, D)."""
-        if not self.is_initialized:
-            return None
-        sinks = self.sink_keys
-        if self.rope is not None and self.step is not None:
-            own = torch.as_tensor(self.get_seq_length(), device=sinks.device)
-            own = own[None, None] if self.slots.pads is None else own - self.slots.pads
-            delta = self.step.position - self.step.seen + own - self.slots.held(own)  # (1 or B, 1)
-            sinks = self.rope.turn(sinks, delta[:, None])
-        return self._held(self.key_slots, sinks)
-
-    @property
-    def values(self) -> torch.Tensor | None:
-        """What is held, sinks in front: a copy, (B, H, T, D)."""
-        return self._held(self.value_slots, self.sink_values) if self.is_initialized else None
-
-    def _held(self, buffer: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
-        seen, first = self.get_seq_length(), self.slots.first
-        used, front = self.slots.used(seen), self.slots.front(seen)
-        window = buffer[:, :, first + front : first + used]
-        # a padded window may have the sinks as well
-        return torch.cat((sinks[:, :, : min(used, seen) - window.shape[2]], window), dim=2)
-
-    @torch.inference_mode(False)
-    def lazy_initialization(self, key_states, value_states):
-        (B, H, _, D), slots = key_states.shape, self.slots
-        self.key_slots = key_states.new_zeros(B, H, slots.size, D)  # (B, H, slots, D)
-        self.value_slots = value_states.new_zeros(B, H, slots.size, value_states.shape[-1])
-        self.sink_keys = self.key_slots[:, :, : slots.start_size].clone()  # as they came
-        self.sink_values = self.value_slots[:, :, : slots.start_size].clone()
-        exact = torch.promote_types(key_states.dtype, torch.float32)
-        self.sink_wide = self.sink_keys.to(exact, copy=True)
-        self.sink_half = self.sink_wide.clone()
-        self.is_initialized = True
-        if self.static and not torch.compiler.is_compiling():
-            for x in self.tensors().values():
-                torch._dynamo.mark_static_address(x)
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """The slots behind what is held are not seen."""
-
-    def reset(self) -> None:
-        """Begin a new stream: the buffers stay, what is in them is not seen again."""
-        self.step = self.uncut = None
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        if not self.is_initialized or self.key_slots.shape[0] != key_states.shape[0]:
-            if self.step.seen > 0:
-                rows = self.key_slots.shape[0], key_states.shape[0]
-                raise ValueError(f"a cache of {rows[0]} rows was given {rows[1]} rows of tokens")
-            self.lazy_initialization(key_states, value_states)
-        if self.step.new_sinks is not None:
-            self._keep_sinks(key_states, value_states)
-        if self.step.n == 1:
-            return self._one(key_states, value_states)
-        return self._several(key_states, value_states)
-
-    def _one(self, key, value):
-        """Write the token into its slot, and the sinks anew where they must move or turn."""
-        step, device = self.step, key.device
-        self.key_slots.index_copy_(2, step.slot.to(device), key)
-        self.value_slots.index_copy_(2, step.slot.to(device), value)
-        if step.sink_slots is not None:
-            sinks, where = self.sink_keys, step.sink_slots.to(device)
-            if step.sink_shift is not None:
-                sinks = self._turned_sinks()
-            self.key_slots.index_copy_(2, where, sinks)
-            self.value_slots.index_copy_(2, where, self.sink_values)
-        if self.static:
-            return self.key_slots, self.value_slots
-        used = slice(step.first, step.first + step.held + 1)
-        return self.key_slots[:, :, used], self.value_slots[:, :, used]
-
-    def _turned_sinks(self) -> torch.Tensor:
-        """`rope.turn` in three operations, for it is done at every step."""
-        cos, sin = (x.to(self.sink_wide) for x in self.step.sink_shift)
-        return torch.addcmul(self.sink_wide * cos, self.sink_half, sin).to(self.key_slots.dtype)
-
-    def _several(self, key_states, value_states):
-        """Held and new tokens; what stays is written to the front of the buffer.
-
-        The sinks come un-turned: `lib.cache.attention` turns the queries instead.
-        """
-        step = self.step
-        window = slice(step.first + step.held_front, step.first + step.held)
-        uncut = [
-            torch.cat((sinks[:, :, : step.held_front], buffer[:, :, window], new), dim=2)
-            for buffer, sinks, new in (
-                (self.key_slots, self.sink_keys, key_states),
-                (self.value_slots, self.sink_values, value_states),
-            )
-        ]
-        self._write(step, uncut)
-        if self.recording:
-            self.uncut = uncut
-        # padded rows have sinks twice in what is uncut
-        return (key_states, value_states) if step.dense else tuple(uncut)
-
-    def _write(self, step: Step, uncut: list[torch.Tensor]) -> None:
-        """Write what stays of `uncut` keys and values after `step` to the front of the buffer."""
-        front, end = step.front_after, step.held + step.n
-        for buffer, x in zip((self.key_slots, self.value_slots), uncut, strict=True):
-            buffer[:, :, :front] = x[:, :, :front]
-            recent = x[:, :, end - (step.held_after - front) : end]
-            buffer[:, :, front : step.held_after] = recent
-
-    def shorten(self, step: Step) -> None:
-        """Have taken, of the last step's tokens, the first `step.n` only."""
-        self._write(step, self.uncut)
-
-    def _keep_sinks(self, keys, values) -> None:
-        """Copy those of the new tokens that are sinks."""
-        index = self.step.new_sinks.to(keys.device)  # (1 or B, start_size)
-        here = ((index >= 0) & (index < keys.shape[2]))[:, None, :, None]
-        index = index.clamp(0, keys.shape[2] - 1)[:, None].expand(*keys.shape[:2], -1)  # (B, H, .)
-        for sinks, new in ((self.sink_keys, keys), (self.sink_values, values)):
-            sinks.copy_(torch.where(here, gather_tokens(new, index), sinks))
-        if self.rope is not None:
-            self.sink_wide.copy_(self.sink_keys)
-            self.sink_half.copy_(self.rope.half(self.sink_wide))
-
-    def move(self, first: int, length: int) -> None:
-        """Bring `length` slots from `first` on to the front of the buffer."""
-        for x in (self.key_slots, self.value_slots):
-            x[:, :, :length] = x[:, :, first : first + length].clone()
-
-    def rebase(self, shift: int, window: slice) -> None:
-        """Move the keys in the slots `window` back by `shift` positions."""
-        self.key_slots[:, :, window] = self.rope.turn(self.key_slots[:, :, window], -shift)
+from .window_layer import WindowLayer
 
 
 class WindowStore(Slots):
-    """Sinks and a window, in the same slots in all `number` layers.
+    """Sinks and a window, in the same slots in all layers, which are turned by `rotations`.
 
-    `dense`: a prompt is cut only after it. Heads have `width` dims, and keys are of `dtype`. Layers
-    know their slots, and these are told of the layers only where they move what layers hold: no
-    cycle keeps a cache in memory.
+    `dense`: a prompt is cut only after it. Keys are of `dtype`. Layers know their slots, and these
+    are told of the layers only where they move what layers hold: no cycle keeps a cache in memory.
     """
 
     scored = False
@@ -181,17 +30,23 @@ class WindowStore(Slots):
         window: Window,
         buffer: int,
         dense: bool,
-        number: int,
-        width: int,
+        rotations: list[Rotation],
         dtype: torch.dtype,
     ):
         super().__init__(window, buffer)
-        self.dense, self.number, self.width = dense, number, width
+        self.dense, self.rotations = dense, rotations
+        # those that differ: (rope, dims of the heads it turns)
+        self.ropes = list(dict.fromkeys((x.cached, x.width) for x in rotations if x.cached))
         self.exact = torch.promote_types(dtype, torch.float32)
+
+    def new_layers(self, static: bool) -> list[WindowLayer]:
+        """The layers that share these slots."""
+        known = {rope: which for which, (rope, _) in enumerate(self.ropes)}
+        return [WindowLayer(self, x, known.get(x.cached, 0), static) for x in self.rotations]
 
     def lengths(self, seen: int) -> list[int]:
         """Tokens held per layer, once `seen` have passed."""
-        return [min(self.used(seen), seen)] * self.number
+        return [min(self.used(seen), seen)] * len(self.rotations)
 
     def is_whole(self, seen: int) -> bool:
         """Whether all tokens are held once `seen` have passed, so that the last can be dropped."""
@@ -210,7 +65,7 @@ class WindowStore(Slots):
     def is_plain(self, n: int, seen: int) -> bool:
         """Whether `n` tokens more see everything before them, so that any attention will do."""
         fits = self.pads is None and seen + n <= self.budget + self.buffer
-        return fits or self._is_dense(n, seen)
+        return n == 1 or fits or self._is_dense(n, seen)
 
     def _is_dense(self, n: int, seen: int) -> bool:
         return self.dense and seen == 0 and n > 1
@@ -244,7 +99,7 @@ class WindowStore(Slots):
             step.new_sinks = start[None] + (0 if self.pads is None else self.pads) - seen
         if n == 1:
             self._plan_one(step, own, start)
-        elif step.rope is not None and self.start_size and not step.dense:
+        elif step.ropes is not None and self.start_size and not step.dense:
             delta = (self.held(own) - own - (step.position - seen)).where(own >= 0, 0)
             step.sink_delta = delta if bool(delta.any()) else None
 
@@ -259,11 +114,11 @@ class WindowStore(Slots):
         step.slot = torch.tensor([step.first + step.held], device=own.device)
         if self.start_size and (self.stale or self.pads is not None):
             step.sink_slots = start + step.first
-            if step.rope is not None:
+            if step.ropes is not None:
                 # a sink stands `held` before the query, whose position is own + (position - seen)
                 delta = own + (step.position - step.seen) - self.held(own)
-                cos, sin = step.rope.cos_sin(delta[..., None], self.width)
-                step.sink_shift = cos.to(self.exact), sin.to(self.exact)
+                shifts = (rope.cos_sin(delta[..., None], width) for rope, width in self.ropes)
+                step.sink_shift = [(c.to(self.exact), s.to(self.exact)) for c, s in shifts]
 
     def settle(self, step: Step) -> None:
         """The step's tokens are in their slots: note what has moved."""

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -139,7 +140,25 @@ def test_the_models_settings_stay_as_they_are_during_a_step(attention):
         with torch.no_grad():
             for piece in tiny_ids(1, 30).split([25, 1, 1, 3], dim=1):
                 model(piece, past_key_values=cache)
-    assert seen == [attention] * 8
+    assert seen == [attention] * (2 + 8)  # two before all steps, to learn how it rotates
+
+
+def test_a_model_is_probed_once_and_no_stream_takes_notice():
+    model, ids, forwards, steps = tiny_model("llama_gqa"), tiny_ids(20), [], []
+    model.model.layers[0].register_forward_hook(lambda *_: forwards.append(1))
+    model.model.register_forward_pre_hook(lambda *_: steps.append(1))
+    enable_streaming_llm(model, START, RECENT, buffer=0)
+    for wrap in (Adapted, compiled, lambda model: model, lambda model: model.model):
+        CompressedCache(wrap(model), METHOD)
+        CompressedCache(model, FixSizeL2(8, skip_layers=()), positions="original")
+    assert (len(forwards), steps) == (2, [])  # of some tokens, and of some at a far position
+    own_generate(model, ids, 5)
+    assert len(forwards) == 2 + 5
+    gone = weakref.ref(model.model)
+    del model
+    torch._dynamo.reset()
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -404,7 +423,7 @@ def test_layers_show_what_is_held(method, prompt):
         kept = [*range(START), *range(30 - RECENT, 30)]
         assert torch.allclose(layer.values, other.values[:, :, kept], atol=1e-12)
         distance = torch.tensor(kept[START:]).min() - START
-        turned = cache.rope.turn(other.keys[:, :, :START], distance)
+        turned = cache.ropes[0].turn(other.keys[:, :, :START], distance)
         expected = torch.cat((turned, other.keys[:, :, kept[START:]]), dim=2)
         assert torch.allclose(layer.keys, expected, atol=1e-6)
 

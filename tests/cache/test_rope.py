@@ -1,15 +1,24 @@
 """Turned keys are keys rotated at the new position."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import cached_model, rotate, tiny_ids, tiny_model
+from reference import cached_model, nll_of, rotate, tiny_ids, tiny_model
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from lib import CompressedCache, FixSizeL2, StreamingLLM, evaluate
+from lib import (
+    CompressedCache,
+    FixSizeL2,
+    StreamingLLM,
+    evaluate,
+    evaluate_with_compression,
+    generate,
+)
+from lib.cache.baseline import STATIC
 from lib.cache.rope import Rope, find_rope
 
 LINEAR = {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}
@@ -132,6 +141,11 @@ def test_float64_is_computed_in_float64():
     assert torch.allclose(rope.turn(key, 1000).flatten(), expected, atol=1e-12, rtol=0)
 
 
+def words(text, **kwargs):
+    """A tokenizer that knows one text."""
+    return SimpleNamespace(input_ids=tiny_ids(1, 20))
+
+
 def gpt2():
     return GPT2LMHeadModel(GPT2Config(vocab_size=10, n_embd=8, n_layer=1, n_head=2))
 
@@ -157,11 +171,33 @@ def test_refused(make, told):
             CompressedCache(model, method)
 
 
+@pytest.mark.parametrize(("rope", "limit"), [(DYNAMIC, 64), (LONGROPE, 32)])
+def test_rotations_that_depend_on_the_length_end_there(rope, limit):
+    """Up to there dense chunks are right; beyond, cached keys would have to change."""
+    model, ids = tiny_model("llama", rope_parameters=rope), tiny_ids(80)
+    told = f"rope_type='{rope['rope_type']}' "
+    with pytest.raises(ValueError, match=told + "depends on"):
+        CompressedCache(model, StreamingLLM(1, 2), positions="original")
+    with pytest.raises(ValueError, match=told + "depends on"):
+        evaluate_with_compression(model, words, "", lambda pairs: pairs)
+    with torch.no_grad():
+        logits = model(ids[None, :limit]).logits[0]
+    expected = nll_of(logits.double(), ids[:limit])
+    for chunk in (1, 7, 50):
+        assert (evaluate(model, ids[:limit], None, chunk).nll - expected).abs().max() < 1e-5
+        with pytest.raises(ValueError, match=rf"tokens=\d+: allowed is at most {limit}: beyond, "):
+            evaluate(model, ids, None, chunk)
+    with pytest.raises(ValueError, match=rf"tokens={limit + 1}: allowed is at most {limit}"):
+        generate(model, ids[:20], max_new_tokens=60)
+    with pytest.raises(ValueError, match=rf"tokens=79: allowed is at most {limit}"):
+        generate(model, ids[:20], STATIC, max_new_tokens=60)
+
+
 def test_an_unknown_rotation_is_refused(monkeypatch):
     def interleaved(q, k, cos, sin, unsqueeze_dim=1):
         def turn(x):
             pairs = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
-            return x * cos + pairs * sin
+            return x * cos[:, None] + pairs * sin[:, None]
 
         return turn(q), turn(k)
 
@@ -170,9 +206,9 @@ def test_an_unknown_rotation_is_refused(monkeypatch):
     monkeypatch.setattr(module, "apply_rotary_pos_emb", interleaved)
     with pytest.raises(ValueError, match="model_type='llama' rotates its keys in an unknown way"):
         find_rope(model)
-    monkeypatch.delattr(module, "apply_rotary_pos_emb")
-    with pytest.raises(ValueError, match="model_type='llama' rotates its keys in an unknown way"):
-        find_rope(model)
+    what = "one whose layers all rotate alike: make the cache from the model"
+    with pytest.raises(ValueError, match=what):
+        find_rope(model.config)
 
 
 def test_models_without_rope_stream_at_original_positions():

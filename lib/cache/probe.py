@@ -1,0 +1,179 @@
+"""What each layer of a model caches and attends by, found by feeding it single tokens.
+
+A token that is alone attends to itself, whatever its position: fed at several positions, its keys
+differ by their rotation only, in every layer. What a model's code calls these things, which of its
+layers rotate and which dims, need not be known.
+"""
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
+
+from .checks import input_device
+from .hooks import Recorder
+
+POSITIONS = (0, 3, 31)  # that tokens are fed at
+TOKENS = 4  # that are fed
+FAR = 1 << 20  # a position at which a scale that depends on it shows
+# tensors that attention may be given: learned sinks, and what says nothing about logits
+KNOWN = {"s_aux", "position_ids", "cache_position"}
+
+
+@dataclass
+class LayerProbe:
+    """One layer's tensors, (TOKENS * H, D) by position; `options` are those its attention gets.
+
+    `attended` are the keys that queries meet, `keys` and `values` what is cached, of `heads` heads.
+    """
+
+    attended: dict[int, torch.Tensor]
+    options: dict
+    keys: dict[int, torch.Tensor]
+    values: dict[int, torch.Tensor]
+    heads: int
+
+    @property
+    def direct(self) -> bool:
+        """Whether the cached keys are those that queries meet, as in all but latent attention."""
+        return self.attended[0].equal(self.keys[0])
+
+    @property
+    def shared(self) -> bool:
+        """Whether all heads share what is cached, though it isn't the keys that queries meet."""
+        return self.heads == 1 and not self.direct
+
+
+# by a model's body, which a wrapper and every head share
+_known: WeakKeyDictionary[torch.nn.Module, list[LayerProbe]] = WeakKeyDictionary()
+
+
+def probe(model: torch.nn.Module) -> list[LayerProbe]:
+    """What each of the model's layers caches and attends by; found once for every model.
+
+    Raises ValueError for a model that doesn't cache keys and values in all its layers, or whose
+    attention can't be exchanged.
+    """
+    body = model.base_model
+    if body not in _known:
+        _known[body] = _probe(body)
+    return _known[body]
+
+
+@torch.inference_mode(False)
+def _probe(model) -> list[LayerProbe]:
+    config = model.config.get_text_config()
+    cache = DynamicCache(config=config)
+    for number, layer in enumerate(cache.layers):  # as many as are known before a step
+        _check_kind(model, number, layer)
+    tokens = torch.arange(1, TOKENS + 1) * config.vocab_size // (TOKENS + 1)
+    tokens = tokens.repeat_interleave(len(POSITIONS))[:, None].to(input_device(model))
+    positions = torch.tensor(POSITIONS).repeat(TOKENS)[:, None].to(tokens.device)
+    calls = _feed(model, cache, tokens, positions)
+    if not calls:
+        what = "keeps keyword arguments from its attention: it can't be told what a step may see"
+        raise ValueError(f"{_name(model)} {what}")
+    layers = [_layer(model, cache, calls, number) for number in range(len(cache.layers))]
+    at = layers[0].attended
+    if not all(_alike(x.norm(dim=-1), at[0].norm(dim=-1)) for x in at.values()):
+        # positions are not rotated: the model's own must begin where ours do
+        _, _, keys, _ = _feed(model, DynamicCache(config=config), tokens, None)[0]
+        if not _alike(_by_position(keys)[0], at[0]):
+            raise ValueError(f"{_name(model)} doesn't count its positions from 0")
+    return layers
+
+
+def check_scale(model) -> None:
+    """Refuse a model that makes queries longer with their position, as RoPE alone never does.
+
+    Such a query means another place in the text than the one that it has in the cache.
+    """
+    config = model.config.get_text_config()
+    tokens = torch.arange(1, TOKENS + 1) * config.vocab_size // (TOKENS + 1)
+    tokens = tokens.repeat(2)[:, None].to(input_device(model))
+    positions = torch.tensor([0, FAR]).repeat_interleave(TOKENS)[:, None].to(tokens.device)
+    calls = _feed(model, DynamicCache(config=config), tokens, positions)
+    for number, (_, query, _, _) in enumerate(calls):
+        near, far = query.norm(dim=-1).chunk(2)
+        if not torch.allclose(near, far, rtol=0.02):
+            raise ValueError(
+                f"{_name(model)}: layer {number} scales its queries by their position in the text, "
+                "which in-cache positions don't keep (use positions='original')"
+            )
+
+
+def _feed(model, cache: DynamicCache, tokens, positions) -> list[tuple]:
+    """Feed each of `tokens` (rows, 1) alone; layer, query, key and options of each attention.
+
+    By the body's `forward`: no step of a stream is announced. Attention is reached as in a step.
+    """
+    recorder, modes = Recorder(), [m.training for m in model.modules()]
+    given = {"input_ids": tokens, "past_key_values": cache, "use_cache": True}
+    if positions is not None:
+        no_mask = torch.zeros(1, 1, 1, 1, device=tokens.device, dtype=model.dtype)
+        given |= {"position_ids": positions, "attention_mask": no_mask}
+    try:
+        model.eval()
+        with torch.no_grad():
+            model.forward(**given, kv_step=recorder)
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
+        what = f"{_name(model)} can't be run with an attention of ours: {error}"
+        raise ValueError(what) from error
+    finally:
+        for module, training in zip(model.modules(), modes, strict=True):
+            module.training = training
+    return recorder.calls
+
+
+def _by_position(x: torch.Tensor) -> dict[int, torch.Tensor]:
+    """(TOKENS * len(POSITIONS), H, 1, D) as (TOKENS * H, D) by position."""
+    x = x.unflatten(0, (TOKENS, -1))
+    return {p: x[:, i].flatten(0, 2) for i, p in enumerate(POSITIONS)}
+
+
+def _alike(x: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.allclose(x, other, rtol=0.05, atol=0.05 * other.abs().max().item())
+
+
+def _check_kind(model, number: int, layer) -> None:
+    if isinstance(layer, LinearAttentionCacheLayerMixin):
+        what = "a state (of a convolution or recurrence), from which tokens can't be taken"
+    elif type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+        what = "no keys and values of its own, or more than these (shared layers, sparse attention)"
+    else:
+        return
+    raise ValueError(f"{_name(model)}: layer {number} caches {what}")
+
+
+def _layer(model, cache, calls: list, number: int) -> LayerProbe:
+    held = [getattr(cache.layers[number], name, None) for name in ("keys", "values")]
+    if not all(x is not None and x.ndim == 4 and x.shape[2] == 1 for x in held):
+        raise ValueError(f"{_name(model)}: layer {number} caches no keys and values")
+    calls = [call for call in calls if call[0] == number]
+    if len(calls) != 1:
+        raise ValueError(
+            f"{_name(model)}: layer {number} asks {len(calls)} times for its attention, not once"
+        )
+    _, _, attended, options = calls[0]
+    more = sorted(name for name, x in options.items() if name not in KNOWN and _says(x))
+    if more:
+        raise ValueError(f"{_name(model)}: layer {number} lays its own {more} over its attention")
+    attended, keys, values = (_by_position(x) for x in (attended, *held))
+    return LayerProbe(attended, options, keys, values, held[0].shape[1])
+
+
+def _says(option) -> bool:
+    """Whether an option of attention is a tensor that is more than a mask that hides nothing."""
+    if not isinstance(option, torch.Tensor):
+        return False
+    return not bool(option.all()) if option.dtype == torch.bool else bool(option.any())
+
+
+def _name(model) -> str:
+    return f"model_type={model.config.model_type!r}"

@@ -1,0 +1,82 @@
+"""Models whose layers rotate otherwise than Llama's: the right numbers are the slow loop's."""
+
+import pytest
+import torch
+from decoders import tiny, tiny_config
+from reference import distinct_ids, nll_of, windows
+from slow_loop import held_after, lowest_norms, most_attended, slow_loop
+from transformers import DynamicCache
+
+from lib import TOVA, CompressedCache, FixSizeL2, StreamingLLM, evaluate
+from lib.cache.rope import find_rope
+
+ATOL = 5e-5  # models compute angles and norms in float32
+
+
+def streamed(model, ids, positions: str = "in_cache") -> torch.Tensor:
+    """NLL by the slow loop with 3 sinks and 9 recent tokens."""
+    seen = windows(len(ids), 3, 9, positions)
+    return nll_of(slow_loop(model, ids, lambda t, *_: seen[t]), ids)
+
+
+def assert_streams(model, positions: str = "in_cache"):
+    ids = distinct_ids(40)
+    expected = streamed(model, ids, positions)
+    for chunk in (1, 7, 40):
+        nll = evaluate(model, ids, StreamingLLM(3, 9), chunk, positions).nll
+        assert (nll - expected).abs().max() < ATOL
+
+
+@pytest.mark.parametrize("rotated", [[0, 0], [1, 0], [0, 1]])
+def test_layers_without_rotation_are_not_turned(rotated):
+    model, ids = tiny(tiny_config("smollm3", no_rope_layers=rotated)), distinct_ids(40)
+    assert_streams(model)
+    assert_streams(model, "original")
+    if not any(rotated):  # distances are nothing to such a model
+        nlls = [
+            evaluate(model, ids, method, 7, positions).nll
+            for method in (StreamingLLM(3, 9), FixSizeL2(12, skip_layers=()))
+            for positions in ("in_cache", "original")
+        ]
+        assert torch.equal(nlls[0], nlls[1])
+        assert torch.equal(nlls[2], nlls[3])
+    with pytest.raises(ValueError, match="allowed is one whose layers rotate alike"):
+        find_rope(model)
+    with pytest.raises(ValueError, match="make the cache from the model"):
+        CompressedCache(model.config, StreamingLLM(3, 9))
+
+
+@pytest.mark.parametrize("model_type", ["exaone4", "smollm3"])
+def test_methods_that_look_at_keys_turn_what_is_rotated(model_type):
+    more = {"no_rope_layers": [1, 0]} if model_type == "smollm3" else {}
+    model, ids = tiny(tiny_config(model_type, **more)), distinct_ids(40)
+    ends = range(6, 39, 7)
+    see, after = held_after(lowest_norms(12, 3), ends)
+    expected = nll_of(slow_loop(model, ids, see, after), ids)
+    assert (
+        evaluate(model, ids, FixSizeL2(12, 0.25, skip_layers=()), 7).nll - expected
+    ).abs().max() < ATOL
+    see, after = held_after(most_attended(12), ends)
+    expected = nll_of(slow_loop(model, ids, see, after), ids)
+    assert (evaluate(model, ids, TOVA(12), 7).nll - expected).abs().max() < ATOL
+
+
+@pytest.mark.parametrize("method", [StreamingLLM(3, 40), StreamingLLM(3, 9)])
+def test_layers_of_latents_hold_what_the_model_caches(method):
+    """Where nothing has left as a DynamicCache does; later latents are those of the tokens kept."""
+    model, ids = tiny(tiny_config("deepseek_v3")), distinct_ids(30)[None]
+    cache, dense = CompressedCache(model, method), DynamicCache(config=model.config)
+    with torch.no_grad():
+        for piece in ids.split([20, *[1] * 10], dim=1):
+            for each in (cache, dense):
+                model(piece, past_key_values=each)
+    layer, other = cache.layers[0], dense.layers[0]
+    if cache.evicted == 0:
+        kept = [*range(30)]
+        assert torch.allclose(layer.values, other.values, atol=1e-6)
+    else:
+        kept = [*range(3), *range(21, 30)]
+        assert torch.allclose(layer.values[:, :, 3:], other.values[:, :, kept[3:]], atol=1e-6)
+        rotated = layer.rope.turn(other.values[:, :, :3], 18)  # next to the window
+        assert torch.allclose(layer.values[:, :, :3], rotated, atol=1e-5)
+    assert torch.allclose(layer.keys, other.keys[:, :, kept], atol=1e-6)
