@@ -27,8 +27,8 @@ HEAD = """# Architectures
 Written by `python benchmarks/architectures.py`, with transformers {version}. Each decoder is built
 with tiny random weights and run against a slow loop that keeps keys un-rotated and feeds one token
 after the other: sinks + window with in-cache and original positions, the window alone, a method
-that looks at key norms (`fix_size_l2`) and one that looks at attention (`tova`), each in chunks of 1
-and 7, and 60 tokens of `generate()` with a budget of 12. "Exact" is within 1e-5 of the largest
+that looks at key norms (`fix_size_l2`) and one that looks at attention (`tova`), each in chunks of
+1 and 7, and 60 tokens of `generate()` with a budget of 12. "Exact" is within 1e-5 of the largest
 number, in float64. A config has its defaults but for sizes, and one layer of each kind: what a type
 can do besides (another RoPE scaling, shared layers) is not in its row, but refused or turned by the
 same rules.
