@@ -18,7 +18,7 @@ REFUSED = {
     "lfm2": "layer 0 caches a state",
     "gemma3n_text": "layer 2 caches no keys and values of its own",
     "falcon_h1": "layer 0 caches a state",
-    "deepseek_v32": "layer 0 caches more than keys and values",
+    "deepseek_v32": "layer 0 caches no keys and values of its own, or more than these",
     "bloom": "allowed is models without ALiBi",
     "roberta": "doesn't count its positions from 0",
     "bart": "heeds no position ids",
