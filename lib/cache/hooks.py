@@ -50,9 +50,15 @@ def transformers_model(model: torch.nn.Module) -> PreTrainedModel:
     return found
 
 
+def body_of(model: torch.nn.Module) -> PreTrainedModel:
+    """What every call of `model` goes through, beneath wrappers and heads."""
+    body = transformers_model(model).base_model
+    return getattr(body, "decoder", body)  # which the head of an OPT or Whisper calls itself
+
+
 def attach(model: torch.nn.Module, cache: Announced) -> None:
     """Let `model` announce its steps to every `Announced` cache, as long as `cache` lives."""
-    body = transformers_model(model).base_model
+    body = body_of(model)
     if _announce not in body._forward_pre_hooks.values():
         body.register_forward_pre_hook(_announce, with_kwargs=True)
     _caches.setdefault(body, WeakSet()).add(cache)
@@ -60,7 +66,7 @@ def attach(model: torch.nn.Module, cache: Announced) -> None:
 
 def detach(model: torch.nn.Module) -> None:
     """Remove the model's hook unless a cache needs it."""
-    body = transformers_model(model).base_model
+    body = body_of(model)
     if not _caches.get(body):
         remove_hooks(body, lambda hook: hook is _announce)
 

@@ -17,7 +17,7 @@ from transformers.cache_utils import (
 )
 
 from .checks import input_device
-from .hooks import Recorder
+from .hooks import Recorder, body_of
 
 POSITIONS = (0, 3, 31)  # that tokens are fed at
 TOKENS = 4  # that are fed
@@ -60,7 +60,7 @@ def probe(model: torch.nn.Module) -> list[LayerProbe]:
     Raises ValueError for a model that doesn't cache keys and values in all its layers, or whose
     attention can't be exchanged.
     """
-    body = model.base_model
+    body = body_of(model)
     if body not in _known:
         _known[body] = _probe(body)
     return _known[body]

@@ -10,6 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from lib.require import require
 
+from .hooks import body_of
 from .probe import POSITIONS, LayerProbe, check_scale, probe
 from .turning import Rope, fit
 
@@ -93,7 +94,7 @@ def find_rotations(model: torch.nn.Module | PreTrainedConfig) -> list[Rotation]:
     """
     if isinstance(model, PreTrainedConfig):
         return _rotations_of_config(model.get_text_config())
-    body = model.base_model
+    body = body_of(model)
     if body not in _found:
         _found[body] = _rotations(body)
     return _found[body]

@@ -9,7 +9,7 @@ from lib.require import require
 
 from .baseline import Dense
 from .compressed import CompressedCache
-from .hooks import Announced, by_name, detach, remove_hooks, transformers_model
+from .hooks import Announced, body_of, by_name, detach, remove_hooks
 
 
 @dataclass
@@ -53,7 +53,7 @@ def enable_streaming_llm(
     """
     method = StreamingLLM(start_size, recent_size)
     settings = {"compressor": method, "buffer": buffer, "prefill": prefill}
-    body = transformers_model(model).base_model
+    body = body_of(model)
     first = CompressedCache(body, **settings)  # raises where the model or a size won't do
     disable_streaming_llm(model)
     body.register_forward_pre_hook(Streaming(settings), with_kwargs=True, prepend=True)
@@ -62,5 +62,5 @@ def enable_streaming_llm(
 
 def disable_streaming_llm(model) -> None:
     """Let `model.generate()` keep everything again, as before `enable_streaming_llm`."""
-    remove_hooks(transformers_model(model).base_model, lambda hook: isinstance(hook, Streaming))
+    remove_hooks(body_of(model), lambda hook: isinstance(hook, Streaming))
     detach(model)
