@@ -18,6 +18,7 @@ from lib.measure.stats import (
     ppl_ci,
     ppl_ratio_ci,
     stretches,
+    verdict,
     with_interval,
 )
 from lib.require import require
@@ -66,17 +67,9 @@ def literature_table(ours: Mapping[str, tuple[float, float, float]]) -> pd.DataF
         row |= with_interval("ours", ours.get(found.name, (nan, nan, nan)))
         row |= {"verdict": "not measured", "source": found.source}
         if found.name in ours:
-            row["verdict"] = verdict(*ours[found.name], found.worse)
+            row["verdict"] = verdict(*ours[found.name][1:], int(found.worse), 1, AS_GOOD)
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def verdict(ratio: float, low: float, high: float, worse: bool) -> str:
-    """Whether a ratio and its interval bear out "worse" or "as good", as in `literature_table`."""
-    near = 0 if worse else AS_GOOD
-    holds = low > 1 if worse else 1 - near <= low and high <= 1 + near
-    fails = high < 1 if worse else high < 1 - near or low > 1 + near
-    return "holds" if holds else "does not hold" if fails else "not told apart"
 
 
 def told(row) -> str:

@@ -155,3 +155,17 @@ def ratio_table(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> pd.Da
         row |= with_interval("ratio", ppl_ratio_ci(nll, other))
         rows.append(row | {"n_texts": len(nll), "n_tokens": nll.numel()})
     return pd.DataFrame(rows)
+
+
+def verdict(low: float, high: float, side: int, base: float, near: float) -> str:
+    """Whether an interval bears out a claim: "holds", "does not hold" or "not told apart".
+
+    `side` 1 or -1 claims more or less than `base`: all of the interval lies there, or on the other
+    side. 0 claims as much: all of it is within `near` of `base`, or all outside.
+    """
+    if side == 0:
+        holds = base - near <= low and high <= base + near
+        fails = low > base + near or high < base - near
+    else:
+        holds, fails = (low > base, high < base)[::side]
+    return "holds" if holds else "does not hold" if fails else "not told apart"

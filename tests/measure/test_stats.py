@@ -20,6 +20,7 @@ from lib.measure.stats import (
     share_ci,
     stretches,
     summarise,
+    verdict,
 )
 
 
@@ -167,3 +168,22 @@ def test_ratios_are_those_of_the_medians_and_their_ends_of_opposite_quartiles():
     assert found.loc[9].isna().all()
     both = over_medians(table, "x", table[table.n == 1], ["of"])
     assert both.ratio.tolist() == [1, 1, 6, 2, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("side", "low", "high", "words"),
+    [
+        (1, 0.1, 9, "holds"),
+        (1, -0.1, 9, "not told apart"),
+        (1, -9, -0.1, "does not hold"),
+        (-1, -9, -0.1, "holds"),
+        (-1, 0.1, 9, "does not hold"),
+        (-1, -1, 1, "not told apart"),
+        (0, -4.9, 4.9, "holds"),
+        (0, 4, 6, "not told apart"),
+        (0, 5.1, 6, "does not hold"),
+        (0, -7, -5.1, "does not hold"),
+    ],
+)
+def test_verdicts_follow_the_rule(side, low, high, words):
+    assert verdict(1 + low, 1 + high, side, 1, 5) == words

@@ -7,7 +7,7 @@ import pandas as pd
 
 from lib.measure.perplexity import Evaluation
 from lib.measure.rows import BASELINE
-from lib.measure.stats import mean_ci, ppl_ratio_ci, with_interval
+from lib.measure.stats import mean_ci, ppl_ratio_ci, verdict, with_interval
 from lib.plots import display_name
 
 
@@ -61,7 +61,11 @@ def literature_table(results: Mapping[str, Evaluation]) -> pd.DataFrame:
         pair = [results.get(name) for name in (one.method, one.against)]
         change = (float("nan"),) * 3 if None in pair else _change(*pair, one.measure)
         row |= with_interval("ours", change, "_%")
-        row["verdict"] = "not run" if None in pair else verdict(one.change, *change[1:])
+        row["verdict"] = (
+            "not run"
+            if None in pair
+            else verdict(*change[1:], (one.change > 0) - (one.change < 0), 0, LOSS)
+        )
         rows.append(row | {"n_texts": len(pair[0].nll) if None not in pair else float("nan")})
     return pd.DataFrame(rows)
 
@@ -72,13 +76,3 @@ def _change(own: Evaluation, base: Evaluation, measure: str) -> tuple[float, ...
         return tuple(100 * (ratio - 1) for ratio in ppl_ratio_ci(own.nll, base.nll))
     gain = mean_ci((own.correct.float() - base.correct.float()).mean(-1).numpy())
     return tuple(100 * x / (base.accuracy or float("nan")) for x in gain)
-
-
-def verdict(theirs: float, low: float, high: float) -> str:
-    """Whether the interval `low` to `high` of ours bears out `theirs`, all in percent."""
-    if theirs == 0:
-        holds, fails = -LOSS <= low and high <= LOSS, low > LOSS or high < -LOSS
-    else:
-        same, other = (low > 0, high < 0) if theirs > 0 else (high < 0, low > 0)
-        holds, fails = same, other
-    return "holds" if holds else "does not hold" if fails else "not told apart"
