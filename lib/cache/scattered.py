@@ -94,8 +94,8 @@ class ScatteredLayer(Layer):
     def _compress(self, scores: torch.Tensor | None = None) -> None:
         """Cut if more is held than may be; `scores` (B, H, n)."""
         if self.length > self.limit:
-            held = Held(self.keys, self.values, self.layer_idx, self.num_layers, scores)
-            self._cut(self.compressor.keep(held))
+            place, seen = (self.layer_idx, self.num_layers), self.get_seq_length()
+            self._cut(self.compressor.keep(Held(self.keys, self.values, *place, scores, seen)))
 
     def _append_source(self, keys) -> None:
         B, H, n, _ = keys.shape

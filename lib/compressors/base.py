@@ -37,6 +37,7 @@ class Held:
     layer_idx: int
     num_layers: int
     scores: torch.Tensor | None = None  # (B, H, T)
+    seen: int | None = None  # tokens of the stream so far; None: those held are all
 
     @property
     def length(self) -> int:

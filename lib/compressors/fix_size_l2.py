@@ -11,19 +11,18 @@ from .base import Compressor, Held, keep_best, key_norms, share_of
 STRATEGIES = ("keep_low", "keep_high", "random")
 
 
-def random_scores(keys: torch.Tensor, layer_idx: int, seed: int) -> torch.Tensor:
-    """Random scores (B, H, T) for keys (B, H, T, D).
+def random_scores(held: Held, count: int, seed: int) -> torch.Tensor:
+    """Random scores (B, H, count), the same on every machine.
 
-    Seeded by what is cached too: the same cache is always cut alike, yet in a stream, where every
-    cut sees the same length, not the same place leaves each time.
+    Seeded by the layer and the tokens seen so far, so that not the same places leave at every cut.
+    Row b of a batch is drawn with `seed` + b: an interval over texts is one over seeds as well.
     """
-    rows = []
-    for row in keys:  # (H, T, D)
-        content = row[:, -1].float().contiguous().view(torch.int32).sum().item()
-        row_seed = hash((seed, layer_idx, row.shape[1], content)) % 2**63
-        generator = torch.Generator().manual_seed(row_seed)
-        rows.append(torch.rand(row.shape[:2], generator=generator))
-    return torch.stack(rows).to(keys.device)
+    B, H = held.keys.shape[:2]
+    scores = torch.empty(B, H, count)
+    for row in range(B):
+        row_seed = hash((seed + row, held.layer_idx, held.seen or held.length)) % 2**63
+        scores[row] = torch.rand(H, count, generator=torch.Generator().manual_seed(row_seed))
+    return scores.to(held.keys.device)
 
 
 @dataclass
@@ -65,7 +64,7 @@ class FixSizeL2(Compressor):
         recent = share_of(self.keep_ratio, self.fix_kv_size)
         older = held.keys[:, :, : held.length - recent]
         if self.strategy == "random":
-            scores = random_scores(older, held.layer_idx, self.seed)
+            scores = random_scores(held, older.shape[2], self.seed)
         else:
             scores = key_norms(older) * (-1 if self.strategy == "keep_low" else 1)
         return keep_best(scores, self.fix_kv_size - recent, recent=recent)

@@ -14,8 +14,8 @@ from .fix_size_l2 import FixSizeL2
 class Random(Compressor):
     """Keep `budget` tokens: a share `keep_ratio` for the most recent, the rest at random, per head.
 
-    It is the choice of `FixSizeL2(strategy="random")`: what is random depends on `seed` and on what
-    is cached, see `random_scores` there. Layers in `skip_layers` are never cut.
+    It is the choice of `FixSizeL2(strategy="random")`: it depends on `seed`, row, layer and place
+    in the stream, see `random_scores` there. Layers in `skip_layers` are never cut.
     """
 
     name = "random"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from reference import cached_model, tiny_ids
 
-from lib import evaluate
+from lib import FixSizeL2, evaluate
 from lib.compressors import ROWS
 from lib.measure.quality import first_tokens, quality, quality_table
 from lib.measure.rows import rows_of
@@ -68,6 +68,27 @@ def test_quality_twice_is_the_same():
     other = quality_table(quality(model, texts, rows_of(names, [16], 2, seed=8), chunk_size=4))
     differ = tables[0].ppl != other.ppl
     assert tables[0].method[differ].tolist() == ["fix_l2_random_16", "random_16"]
+
+
+def test_each_text_of_a_random_row_has_a_seed_of_its_own():
+    model, texts = cached_model("neox_25"), tiny_ids(3, 60)
+    together = evaluate(model, texts, FixSizeL2(16, 0.2, "random", (), seed=5), chunk_size=4)
+    for row, text in enumerate(texts):
+        alone = evaluate(model, text, FixSizeL2(16, 0.2, "random", (), 5 + row), chunk_size=4)
+        torch.testing.assert_close(together.nll[row], alone.nll)
+
+
+def test_what_random_keeps_does_not_hang_on_the_keys():
+    """With other weights the same tokens stay at each cut, and not the same places each time."""
+    kept = []
+    for family in ("neox_25", "qwen3"):
+        cuts, rule = [], FixSizeL2(16, 0.2, "random", ())
+        choose = rule.choose
+        rule.choose = lambda held, choose=choose, cuts=cuts: cuts.append(choose(held)) or cuts[-1]
+        evaluate(cached_model(family), tiny_ids(1, 60), rule, chunk_size=4)
+        kept.append([cut[0, 0].tolist() for cut in cuts])
+    assert kept[0] == kept[1]
+    assert len({tuple(cut) for cut in kept[0]}) > len(kept[0]) // 2
 
 
 def test_a_ratio_that_cannot_stay_within_its_budget_is_refused():
