@@ -1,4 +1,4 @@
-"""One look for all figures, and for each method one colour, one marker and one name on pages."""
+"""One look for all figures, and for each method one colour and one marker."""
 
 import re
 import textwrap
@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+
+from .names import display_name, method_of
 
 # Okabe and Ito's colours, safe for the colour-blind; their yellow is too pale for lines
 BLACK, ORANGE, SKY, GREEN = "#222222", "#E69F00", "#56B4E9", "#009E73"
@@ -31,19 +33,18 @@ def subplots(*args, **kwargs) -> tuple:
 
 @dataclass(frozen=True)
 class MethodStyle:
-    """How a method is drawn and called everywhere; without a label its rows are their own names."""
+    """How a method is drawn everywhere."""
 
     color: str
     marker: str
-    label: str | None = None
 
 
 METHODS = {
-    "baseline": MethodStyle(BLACK, "o", "dense"),
+    "baseline": MethodStyle(BLACK, "o"),
     "static_cache": MethodStyle(GREY, "h"),
-    "recent_only": MethodStyle(VERMILLION, "v", "window"),
-    "streaming_llm": MethodStyle(BLUE, "s", "sinks + window"),
-    "streaming_lazy": MethodStyle(SKY, "d", "sinks + window, lazy"),
+    "recent_only": MethodStyle(VERMILLION, "v"),
+    "streaming_llm": MethodStyle(BLUE, "s"),
+    "streaming_lazy": MethodStyle(SKY, "d"),
     "recompute": MethodStyle(GREEN, "D"),
     "l2_compress": MethodStyle(ORANGE, "^"),
     "adaptive_l2": MethodStyle(BROWN, "^"),
@@ -75,15 +76,11 @@ LINES = {
 }
 # The parts of a step's time: attention, the cache, the rest of the model
 PART_COLORS = (BLUE, VERMILLION, GREY)
-# Columns that name methods, as users type them in the CSV and as pages call them elsewhere
-NAME_COLUMNS = ("method", "group", "best", "next", "as_good")
-# Rows are named after their method, a short form of it, or a short form and a strategy
-_SHORT = {"streaming": "streaming_llm", "l2_ratio": "l2_compress", "fix_l2": "fix_size_l2"}
 
 
 def method_style(name: str) -> MethodStyle:
     """Style of a method or of a row such as `streaming_512`; the next free one for a new method."""
-    method = _method_of(_split(name)[0])
+    method = method_of(name)
     if method not in METHODS and method not in _GIVEN:
         _GIVEN[method] = next(_FREE)
     return METHODS.get(method) or _GIVEN[method]
@@ -92,34 +89,6 @@ def method_style(name: str) -> MethodStyle:
 def method_color(name: str) -> str:
     """Colour of a method or of a row named after it."""
     return method_style(name).color
-
-
-def display_name(name: str) -> str:
-    """What pages call a method or a row: "sinks + window 512" for `streaming_512`.
-
-    Methods without a label are called as their rows are: `tova_512`.
-    """
-    group, budget = _split(name)
-    style = METHODS.get(_method_of(group))
-    return f"{style.label} {budget}".rstrip() if style and style.label else name
-
-
-def display_names(cell: str, column: str) -> str:
-    """A cell's methods by their display names; `as_good` names several, with commas between."""
-    return "; ".join(map(display_name, cell.split(", ") if column == "as_good" else [cell]))
-
-
-def _split(name: str) -> tuple[str, str]:
-    """A row's group and its budget, the whole number at the end: ("streaming", "512")."""
-    return re.fullmatch(r"(.+?)(?:_(\d+))?", name or "-").groups("")
-
-
-def _method_of(group: str) -> str:
-    """The method of a group: its own name, or the one whose short form begins it."""
-    if group in METHODS:
-        return group
-    fitting = (method for short, method in _SHORT.items() if f"{group}_".startswith(f"{short}_"))
-    return next(fitting, group)
 
 
 def use_style() -> None:

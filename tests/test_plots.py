@@ -4,15 +4,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from lib.compressors import ROWS, list_methods
-from lib.plots import (
-    METHODS,
-    band,
-    display_name,
-    label_line_ends,
-    method_color,
-    method_style,
-    points,
-)
+from lib.names import display_name
+from lib.plots import METHODS, band, label_line_ends, method_color, method_style, points
 
 
 def test_methods_have_one_name_on_pages():

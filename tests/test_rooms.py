@@ -9,7 +9,13 @@ import pytest
 from lib.paths import ROOT
 
 LIB = ROOT / "lib"
-TOOLS = {"require", "paths", "progress", "plots"}  # at the root of `lib`: what every room may use
+TOOLS = {
+    "require",
+    "paths",
+    "progress",
+    "names",
+    "plots",
+}  # at the root of `lib`: what every room may use
 # what else a room may import; arrows run downward only
 BELOW = {
     "compressors": set(),

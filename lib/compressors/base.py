@@ -63,6 +63,8 @@ class Compressor:
     # tokens are scored by the attention of so many last queries; 0: scores are not asked for,
     # math.inf: of all queries since the token came
     queries: float = 0
+    # whether the rule looks at the values, and not at keys or attention alone
+    reads_values: ClassVar[bool] = False
     # `at_budget` needs so many tokens besides the sinks
     least_besides: ClassVar[int] = 1
 

@@ -42,6 +42,7 @@ class KVPress(Compressor):
 
     name = "kvpress"
     paper = "that of the press"
+    reads_values = True  # as what it runs may
     rows = {f"kvpress_{press}": {"press": press} for press in PRESSES}
     press: Any = "KnormPress"
     budget: int = 512

@@ -35,6 +35,7 @@ class LagKV(Compressor):
 
     name = "lagkv"
     paper = "Liang et al. 2025, arXiv:2504.04704"
+    reads_values = True
     least_besides = 4
     budget: int = 512
     start_size: int = 4

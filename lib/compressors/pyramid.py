@@ -38,6 +38,7 @@ class Pyramid(Compressor):
 
     name = "pyramid"
     paper = "Cai et al. 2024, arXiv:2406.02069"
+    reads_values = True  # as what it runs may
     rows = {
         "pyramid_h2o_l2": {"method": H2OL2},
         "pyramid_snapkv": {"method": SnapKV},

@@ -76,7 +76,7 @@ def trace(model, ids: torch.Tensor, settings: Mapping[str, Setting]) -> pd.DataF
         def note(done: int, cache, name=name) -> None:
             held = max(held_lengths(cache))
             cuts = getattr(cache, "evictions", 0)
-            row = {"cache": name, "step": done, "held": held, "evictions": cuts}
+            row = {"method": name, "step": done, "held": held, "evictions": cuts}
             rows.append(row | {"evicted": done - held})
 
         evaluate(model, ids, compressor, 1, buffer=buffer, after_chunk=note)
@@ -89,9 +89,9 @@ def trace_table(traced: pd.DataFrame, first: int) -> pd.DataFrame:
     Lengths are over `n_steps` steps of the one text; `evictions` and `evicted` are those of all.
     """
     rows = []
-    for name, part in traced.groupby("cache", sort=False):
+    for name, part in traced.groupby("method", sort=False):
         full, last = part[part.step >= first], part.iloc[-1]
-        row = {"cache": name, "n_texts": 1, "n_steps": len(full), "shortest": full.held.min()}
+        row = {"method": name, "n_texts": 1, "n_steps": len(full), "shortest": full.held.min()}
         row |= {"mean_held": full.held.mean(), "longest": full.held.max()}
         row |= {"evictions": last.evictions, "evicted": last.evicted}
         cut = last.evicted / last.evictions if last.evictions else np.nan
@@ -123,8 +123,8 @@ def follow_tokens(
     ids = check_ids(model, ids, 1)
     total = ids.shape[1]
     require(total <= REBASE_EVERY, "tokens", total, f"at most {REBASE_EVERY}")
-    blind = compressor.name not in ("lagkv", "kvpress", "pyramid")
-    require(blind, "compressor", compressor, "a method that does not look at the values")
+    what = "a method that does not look at the values"
+    require(not compressor.reads_values, "compressor", compressor, what)
     cache = MarkedCache(model, compressor, buffer, positions)
     seen = np.zeros((total, total))
     for step in range(total):
@@ -173,7 +173,7 @@ def compare_loops(
         tokens, lengths, evictions = zip(*own, strict=True)
         yardstick = yardstick or tokens
         same = [one.cache_lengths == other for one, other in zip(manual, lengths, strict=True)]
-        row = {"cache": name, "n_prompts": len(prompts), "new_tokens": len(prompts) * new_tokens}
+        row = {"method": name, "n_prompts": len(prompts), "new_tokens": len(prompts) * new_tokens}
         row["same_tokens_%"] = _agreement([one.tokens for one in manual], tokens)
         row |= {"same_lengths": all(same), "longest": max(map(max, lengths))}
         row["evictions_manual"] = sum(one.evictions for one in manual)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
+from lib.names import display_name
 from lib.plots import (
     BLACK,
     BLUE,
@@ -23,12 +24,10 @@ from lib.plots import (
 from .cache_mechanics import Followed
 
 NAVY, PALE = "#003B5C", "#E9E9E9"  # the query itself; tokens that have left
-METHODS = {"dense": "baseline", "sinks + window": "streaming_llm"}
-METHODS |= {"sinks + window, lazy": "streaming_lazy"}
 
 
 def what_a_query_sees(seen: Mapping[str, np.ndarray], start_size: int, cache: int) -> Figure:
-    """Three panels, `dense`, `window` and `sinks + window`: row t is query t, column j token j.
+    """Three panels, dense, window and sinks + window: row t is query t, column j token j.
 
     `seen` holds (T, T) pictures of `follow_tokens`, 1 where the query sees the token; the first
     `start_size` of the `cache` tokens that stay are named as the sinks.
@@ -37,15 +36,15 @@ def what_a_query_sees(seen: Mapping[str, np.ndarray], start_size: int, cache: in
     fig.subplots_adjust(left=0.06, right=0.995, top=0.83, bottom=0.27, wspace=0.1)
     recent = cache - start_size
     told = {
-        "dense": "keeps every token:\nmemory grows without end",
-        "window": f"keeps the last {cache} tokens:\nthe first ones leave",
-        "sinks + window": f"keeps the first {start_size}, the sinks,\nand the last {recent}",
+        "baseline": "keeps every token:\nmemory grows without end",
+        "recent_only": f"keeps the last {cache} tokens:\nthe first ones leave",
+        "streaming": f"keeps the first {start_size}, the sinks,\nand the last {recent}",
     }
     for ax, (name, below) in zip(axes, told.items(), strict=True):
-        _cells(ax, seen[name], start_size if name == "sinks + window" else 0)
-        ax.set_title(name, fontsize=13)
+        _cells(ax, seen[name], start_size if name == "streaming" else 0)
+        ax.set_title(display_name(name), fontsize=13)
         ax.text(0.5, -0.06, below, transform=ax.transAxes, ha="center", va="top", fontsize=10.5)
-    _words(axes, len(seen["dense"]), start_size, cache)
+    _words(axes, len(seen["baseline"]), start_size, cache)
     return fig
 
 
@@ -93,10 +92,10 @@ def cache_lengths(traced: pd.DataFrame, first: int) -> Figure:
     """Tokens held and cuts so far by step, from step `first` on: what `trace` returns."""
     shape = {"sharex": True, "height_ratios": [3, 2], "layout": "constrained"}
     fig, (top, bottom) = subplots(2, 1, figsize=(WIDTH, 5.6), **shape)
-    for name, part in traced[traced.step >= first].groupby("cache", sort=False):
-        color = method_color(METHODS[name])
-        top.plot(part.step, part.held, color=color, label=name)
-        bottom.plot(part.step, part.evictions, color=color, label=name)
+    for name, part in traced[traced.step >= first].groupby("method", sort=False):
+        look = {"color": method_color(name), "label": display_name(name)}
+        top.plot(part.step, part.held, **look)
+        bottom.plot(part.step, part.evictions, **look)
     top.set_yscale("log", base=2)
     top.yaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     top.set(ylabel="tokens held", ylim=(first, None))
@@ -117,7 +116,7 @@ def kept_tokens(followed: Mapping[str, Followed]) -> Figure:
     fig, axes = subplots(2, 2, figsize=(WIDTH, 7.4), **shape)
     for ax, (name, one) in zip(axes.flat, followed.items(), strict=True):
         image = ax.imshow(one.seen, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-        ax.set_title(name, fontsize=12, weight="normal")
+        ax.set_title(display_name(name), fontsize=12, weight="normal")
         ax.grid(False)
     fig.supxlabel("token (index in the text)", fontsize=12)
     fig.supylabel("step (token fed)", fontsize=12)
@@ -137,7 +136,7 @@ def key_places(runs: Mapping[str, Mapping[str, Followed]], layer: int) -> Figure
         for ax, (name, one) in zip(axes, runs[positions].items(), strict=True):
             places = one.tokens[layer].ravel(), one.distances[layer].ravel()
             ax.scatter(*places, label=positions, **look)
-            ax.set_title(f"{name}, layer {layer}", fontsize=12, weight="normal")
+            ax.set_title(f"{display_name(name)}, layer {layer}", fontsize=12, weight="normal")
             ax.set(xlabel="token (index in the text)", xlim=(-4, len(one.seen) + 3))
     axes[0].set_ylabel("distance from the query (positions)")
     axes[1].legend(title="positions")

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from lib.compressors import Compressor, RecentOnly, StreamingLLM
 from lib.measure.perplexity import evaluate
 from lib.measure.stats import by_position, log_edges, ppl_ci, stretches, with_interval
-from lib.plots import GREY, WIDTH, band, display_name, mark, method_color, points
+from lib.names import display_name
+from lib.plots import GREY, WIDTH, band, mark, method_color, points
 
 
 class Explorer:

@@ -72,14 +72,6 @@ def literature_table(ours: Mapping[str, tuple[float, float, float]]) -> pd.DataF
     return pd.DataFrame(rows)
 
 
-def told(row) -> str:
-    """A row's `ratio` and its interval in words: "1.28x (1.18 to 1.41)", and whether it is one."""
-    spread = f"{row.ratio:.3g}x ({row.ratio_low:.3g} to {row.ratio_high:.3g})"
-    if row.ratio_low <= 1 <= row.ratio_high and row.ratio_low < row.ratio_high:
-        spread += ", not told apart"
-    return spread
-
-
 def read_far(
     model,
     texts: torch.Tensor,

@@ -7,10 +7,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lib.names import display_name
 from lib.plots import (
     WIDTH,
     band,
-    display_name,
     label_line_ends,
     mark,
     method_band,

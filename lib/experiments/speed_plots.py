@@ -4,7 +4,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.plots import PART_COLORS, WIDTH, display_name, method_band, plain_log, subplots
+from lib.names import display_name
+from lib.plots import PART_COLORS, WIDTH, method_band, plain_log, subplots
 
 PANELS = {
     "ttft_s": "TTFT (seconds)",
@@ -18,13 +19,6 @@ PARTS = {
     "attention_ms": ("attention", _ATTENTION),
     "bookkeeping_ms": ("cache", _CACHE),
 }
-
-
-def faster(row: pd.Series, column: str) -> str:
-    """A speed-up in words, with its ends; "not told apart" where the quartiles overlap."""
-    ratio, low, high = (row[f"{column}{end}"] for end in ("", "_q1", "_q3"))
-    apart = "" if low > 1 or high < 1 else "; not told apart"
-    return f"{ratio:.2f}x ({low:.2f} to {high:.2f}{apart})"
 
 
 def speed_panels(speed: pd.DataFrame) -> Figure:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from lib.cache.baseline import streams
 from lib.compressors import ROWS, Compressor, L2Compress
 from lib.require import require
 
@@ -81,7 +82,7 @@ def buffers_of(rows: dict[str, Compressor | None], chunk_size: int) -> dict[str,
     lazy = {
         name: method is not None
         and method.budget is not None
-        and (group_of(name) == "streaming_lazy" or method.window is None)
+        and (group_of(name) == "streaming_lazy" or not streams(method))
         for name, method in rows.items()
     }
     return {name: chunk_size - 1 if lazy[name] else 0 for name in rows}
@@ -95,7 +96,7 @@ def feeding_of(rows: dict[str, Compressor | None], chunk_size: int) -> dict[str,
     """
     return {
         name: {"chunk_size": LARGE_CHUNK, "buffer": buffer}
-        if rows[name] is None or rows[name].window is not None
+        if rows[name] is None or streams(rows[name])
         else {"chunk_size": chunk_size, "buffer": 0}
         for name, buffer in buffers_of(rows, chunk_size).items()
     }

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import yaml
 
+from lib.names import NAME_COLUMNS, display_names
 from lib.paths import ROOT, atomic_path
-from lib.plots import NAME_COLUMNS, display_names
 
 from .manifest import read_manifest
 

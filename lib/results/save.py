@@ -21,8 +21,9 @@ import psutil
 import torch
 from matplotlib.figure import Figure
 
+from lib.names import NAME_COLUMNS, display_names
 from lib.paths import atomic_path, results_dir
-from lib.plots import NAME_COLUMNS, display_names, interval_of
+from lib.plots import interval_of
 
 from .manifest import add_to_manifest
 

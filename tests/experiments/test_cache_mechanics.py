@@ -28,6 +28,7 @@ from lib.experiments.cache_mechanics import (
     trace,
     trace_table,
 )
+from lib.names import display_name
 
 LENGTH = 40
 METHOD = StreamingLLM(3, 7)
@@ -141,7 +142,7 @@ def test_the_trace_is_that_of_a_simulated_window(buffer):
     settings = {"baseline": (None, 0), "ours": (METHOD, buffer)}
     traced = trace(cached_model("neox_25"), tiny_ids(LENGTH), settings)
     held = [len(row) - 1 for row in windows(LENGTH, 3, 7, buffer=buffer)]
-    ours, baseline = (traced[traced.cache == name] for name in ("ours", "baseline"))
+    ours, baseline = (traced[traced.method == name] for name in ("ours", "baseline"))
     assert ours.held.tolist() == held[1:]
     assert ours.evictions.tolist() == np.cumsum(np.diff(held) < 1).tolist()
     assert (ours.evicted == ours.step - ours.held).all()
@@ -151,7 +152,7 @@ def test_the_trace_is_that_of_a_simulated_window(buffer):
 
 def test_the_table_of_a_sawtooth():
     held, evictions = [1, 2, 3, 4, 2, 3, 4, 2], [0, 0, 0, 0, 1, 1, 1, 2]
-    traced = pd.DataFrame({"cache": "lazy", "step": range(1, 9), "held": held})
+    traced = pd.DataFrame({"method": "streaming_lazy", "step": range(1, 9), "held": held})
     traced = traced.assign(evictions=evictions, evicted=traced.step - traced.held)
     row = trace_table(traced, 2).iloc[0]
     assert (row.n_texts, row.n_steps, row.shortest, row.longest) == (1, 7, 2, 4)
@@ -209,17 +210,17 @@ def test_loops_that_differ_are_told_apart(monkeypatch):
 def test_the_schematic_is_what_was_seen():
     """A square up to each query, pale where nothing is seen, of another colour for the sinks."""
     seen = {
-        "dense": windows(9, 0, 9),
-        "window": windows(9, 0, 4),
-        "sinks + window": windows(9, 1, 3),
+        "baseline": windows(9, 0, 9),
+        "recent_only": windows(9, 0, 4),
+        "streaming": windows(9, 1, 3),
     }
     seen = {name: picture(rows) for name, rows in seen.items()}
     fig = plots.what_a_query_sees(seen, 1, 4)
     for ax, (name, image) in zip(fig.axes, seen.items(), strict=True):
-        assert name in (ax.get_title(), ax.get_title("left"))  # as the style has it
+        assert display_name(name) in (ax.get_title(), ax.get_title("left"))  # as the style has it
         squares = {square.get_xy()[::-1]: to_hex(square.get_facecolor()) for square in ax.patches}
         assert sorted(squares) == [(t, j) for t in range(9) for j in range(t + 1)]
         for (t, j), color in squares.items():
             own = plots.NAVY if j == t else plots.BLUE
-            own = plots.ORANGE if name == "sinks + window" and j == 0 < t else own
+            own = plots.ORANGE if name == "streaming" and j == 0 < t else own
             assert color == (own if image[t, j] else plots.PALE).lower()

@@ -12,7 +12,7 @@ from lib.experiments.endless_conversation import plots as draw
 from lib.experiments.endless_conversation.script import SCRIPT, script_of
 from lib.measure.stats import mean_ci, share_ci
 
-METHODS = {"dense": None, "window": RecentOnly(24), "sinks + window": StreamingLLM(4, 20)}
+METHODS = {"baseline": None, "recent_only": RecentOnly(24), "streaming": StreamingLLM(4, 20)}
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def chats(model, tokenizer):
 def table():
     """Numbers of three turns, as `converse` gives them; the caches are cut in the first."""
     columns = {
-        "dense": ([1.0, 2.0, 3.0], [0.0, 50.0, np.nan], [0.0, 0.0, 0.0], [40, 80, 120]),
-        "window": ([1.0, 4.0, 5.5], [0.0, 0.0, 0.0], [0.0, 100.0, 100.0], [32, 32, 32]),
-        "sinks + window": ([1.0, 2.1, 2.9], [0.0, 25.0, 75.0], [0.0, 0.0, 0.0], [32, 32, 32]),
+        "baseline": ([1.0, 2.0, 3.0], [0.0, 50.0, np.nan], [0.0, 0.0, 0.0], [40, 80, 120]),
+        "recent_only": ([1.0, 4.0, 5.5], [0.0, 0.0, 0.0], [0.0, 100.0, 100.0], [32, 32, 32]),
+        "streaming": ([1.0, 2.1, 2.9], [0.0, 25.0, 75.0], [0.0, 0.0, 0.0], [32, 32, 32]),
     }
     parts = []
     for method, (nll, repeated, said, kept) in columns.items():
@@ -142,32 +142,34 @@ def test_short_answers_have_no_share():
 
 def test_caches_are_full_when_all_are_cut(table):
     assert talk.all_full(table) == 2
-    table.loc[(table.method == "window") & (table.turn == 1), "cache_length"] = 40
+    table.loc[(table.method == "recent_only") & (table.turn == 1), "cache_length"] = 40
     assert talk.all_full(table) == 3
-    table.loc[table.method == "window", "cache_length"] = table.seen
+    table.loc[table.method == "recent_only", "cache_length"] = table.seen
     assert talk.all_full(table) == 4  # never
 
 
 def test_summary_is_paired_by_turn(table):
     table = table.sample(frac=1, random_state=0).sort_values("turn", kind="stable")
     rows = talk.summary(table, 2).set_index("method")
-    window = rows.loc["window"]
+    window = rows.loc["recent_only"]
     assert window.nll == pytest.approx(4.75)
-    assert draw.estimate(window, "nll_difference") == pytest.approx(mean_ci([2.0, 2.5]))
-    said = np.array(draw.estimate(window, "said_before_%")) / 100
+    assert draw.ends(window, "nll_difference") == pytest.approx(mean_ci([2.0, 2.5]))
+    said = np.array(draw.ends(window, "said_before_%")) / 100
     assert said.tolist() == pytest.approx(share_ci(2, 2))
     # dense has no 4-grams in its last answer
-    assert rows.loc["sinks + window", "repeated_difference"] == pytest.approx(-25)
-    assert np.isnan(rows.loc["sinks + window", "repeated_difference_low"])
-    assert rows.kept.to_dict() == {"dense": 120, "window": 32, "sinks + window": 32}
+    assert rows.loc["streaming", "repeated_difference"] == pytest.approx(-25)
+    assert np.isnan(rows.loc["streaming", "repeated_difference_low"])
+    assert rows.kept.to_dict() == {"baseline": 120, "recent_only": 32, "streaming": 32}
     assert rows.n_turns.tolist() == [2, 2, 2]
     assert window.ms_per_token == 6
 
 
 def test_a_summary_of_no_turns_has_no_numbers(table):
     rows = talk.summary(table, 4).set_index("method")
-    assert rows.loc["window", ["nll", "said_before_%", "repeated_%", "ms_per_token"]].isna().all()
-    assert rows.loc["window", "n_turns"] == 0
+    assert (
+        rows.loc["recent_only", ["nll", "said_before_%", "repeated_%", "ms_per_token"]].isna().all()
+    )
+    assert rows.loc["recent_only", "n_turns"] == 0
     assert draw.title(rows.reset_index()).count("is not told apart from dense") == 2
 
 
@@ -190,14 +192,14 @@ def test_answers_side_by_side(table):
     ],
 )
 def test_verdicts_need_their_interval(ends, told):
-    assert draw.verdict(ends, "nats a token", "loses", "gains") == told
+    assert draw.against_dense(ends, "nats a token", "loses", "gains") == told
 
 
 @pytest.mark.parametrize(("low", "word"), [(70.0, "can be read"), (60.0, "can't be read")])
 def test_the_collapse_is_told_only_where_it_shows(table, low, word):
     rows = talk.summary(table, 2)
     assert rows["said_before_%_high"][0] == pytest.approx(100 * share_ci(0, 2)[2])  # 65.8%
-    rows.loc[rows.method == "window", "said_before_%_low"] = low
+    rows.loc[rows.method == "recent_only", "said_before_%_low"] = low
     told = draw.shown_in_words(rows, talk.answers_side_by_side(table, [1, 2]))
     assert word in told
     assert '"b", is answered: dense "y / z"; window "y / z"; sinks + window "y / z".' in told
@@ -209,7 +211,9 @@ def test_panels(table):
         _, axes = plots.subplots(3, 2)
         draw.panels(axes, runs.reset_index(drop=True), full=2)
         window = [line for line in axes.flat[1].get_lines() if line.get_label() == "window"]
-        own, dense = (runs[runs.method == name].nll.to_numpy() for name in ("window", "dense"))
+        own, dense = (
+            runs[runs.method == name].nll.to_numpy() for name in ("recent_only", "baseline")
+        )
         difference = pd.Series(own - dense)
         if points == 21:  # lines are means over five turns
             difference = difference.rolling(5, center=True, min_periods=1).mean()

@@ -1,7 +1,6 @@
 """The loss of texts of two lengths, known at some tokens, or in a stream; the literature."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from lib.experiments.ppl_vs_length import (
     literature_table,
     on_top_of,
     read_far,
-    told,
 )
 from lib.measure.stats import mean_ci
 
@@ -149,16 +147,3 @@ def test_the_literature_is_that_of_the_paper():
         "dense": (5641, 5.40),
         "recompute": (5.43, 5.40),
     }
-
-
-@pytest.mark.parametrize(
-    ("ratio", "words"),
-    [
-        ((1.2811, 1.18, 1.406), "1.28x (1.18 to 1.41)"),
-        ((1.01, 0.99, 1.03), "1.01x (0.99 to 1.03), not told apart"),
-        ((1.0, 1.0, 1.0), "1x (1 to 1)"),
-    ],
-)
-def test_a_ratio_in_words_says_whether_it_is_told_apart(ratio, words):
-    names = ("ratio", "ratio_low", "ratio_high")
-    assert told(SimpleNamespace(**dict(zip(names, ratio, strict=True)))) == words

@@ -17,8 +17,7 @@ from lib.experiments.recall.passkeys import (
     sentence_passkeys,
     token_passkeys,
 )
-from lib.experiments.recall.tables import recall_table
-from lib.experiments.recall_plots import (
+from lib.experiments.recall.sentences import (
     agreement,
     best_told,
     copying_title,
@@ -26,6 +25,7 @@ from lib.experiments.recall_plots import (
     leaders,
     price_title,
 )
+from lib.experiments.recall.tables import recall_table
 from lib.measure.perplexity import Evaluation
 from lib.measure.rows import rows_of
 from lib.measure.stats import mean_ci, share_ci

@@ -12,6 +12,7 @@ from reference import cached_model, tiny_ids
 
 from lib import TOVA, FixSizeL2, L2Compress, Pyramid, SnapKV, StreamingLLM, generate, load_model
 from lib.experiments.recall.passkeys import CUTS, Passkeys, passkey_runs, read_prompts, retrieve
+from lib.experiments.recall.sentences import context_told, cut_told, stream_title, tasks_told
 from lib.experiments.recall.stream import (
     fact_stream,
     stream_places,
@@ -34,7 +35,6 @@ from lib.experiments.recall.tasks import (
     word_tasks,
 )
 from lib.experiments.recall.words import subjects
-from lib.experiments.recall_plots import context_told, cut_told, stream_title, tasks_told
 from lib.measure.perplexity import Evaluation
 
 ZEROS = torch.zeros(3, 120, dtype=torch.long)  # a text in which every other token was put there

@@ -1,23 +1,8 @@
-"""The speed notebook's words and figures."""
+"""The speed notebook's figures."""
 
 import pandas as pd
-import pytest
 
-from lib.experiments.speed_plots import PARTS, faster, speed_panels, step_parts
-
-
-@pytest.mark.parametrize(
-    ("ends", "words"),
-    [
-        ((2.0, 1.5, 2.5), "2.00x (1.50 to 2.50)"),
-        ((0.8, 0.7, 0.9), "0.80x (0.70 to 0.90)"),
-        ((1.1, 0.9, 1.3), "1.10x (0.90 to 1.30; not told apart)"),
-        ((1.0, 1.0, 1.0), "1.00x (1.00 to 1.00; not told apart)"),
-    ],
-)
-def test_rows_whose_quartiles_overlap_are_not_ranked(ends, words):
-    row = pd.Series(dict(zip(("x", "x_q1", "x_q3"), ends, strict=True)))
-    assert faster(row, "x") == words
+from lib.experiments.speed_plots import PARTS, speed_panels, step_parts
 
 
 def test_a_panel_for_each_cache_and_its_bars_stand_on_one_another():

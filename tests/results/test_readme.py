@@ -189,7 +189,8 @@ import pandas as pd
 from lib.compressors import list_methods, method_table
 from lib.experiments.method_comparison.plots import quality_vs_cost
 from lib.measure.rows import group_of, rows_of
-from lib.plots import METHODS, display_name
+from lib.names import display_name
+from lib.plots import (METHODS)
 
 rows = rows_of(["every_other"], [64, 32])
 table = pd.DataFrame({"method": [*rows], "group": [*map(group_of, rows)], "length": 96})

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from lib.cache.baseline import held_lengths
 from lib.measure.chat import Chat
 from lib.measure.instruments import now
+from lib.measure.rows import BASELINE
 from lib.measure.stats import mean_ci, share_ci, with_interval
+from lib.names import display_name
 from lib.progress import progress
 
 from .script import Turn
@@ -70,14 +72,14 @@ def repeated(ids: list[int], n: int = 4) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else float("nan")
 
 
-def all_full(runs: pd.DataFrame, base: str = "dense") -> int:
+def all_full(runs: pd.DataFrame, base: str = BASELINE) -> int:
     """The first turn whose question finds each cache but the base's cut, or one past the last."""
     lost = runs[runs.seen > runs.cache_length].groupby("method").turn.min()
     cut = lost.reindex(runs[runs.method != base].method.unique())
     return int(runs.turn.max() if cut.isna().any() or cut.empty else cut.max()) + 1
 
 
-def summary(runs: pd.DataFrame, first: int, base: str = "dense") -> pd.DataFrame:
+def summary(runs: pd.DataFrame, first: int, base: str = BASELINE) -> pd.DataFrame:
     """Each method of `runs` over the turns from `first` on: means, and differences to `base`.
 
     Columns `nll`, `nll_difference`, `repeated_%`, `repeated_difference`, `said_before_%` and
@@ -120,11 +122,12 @@ def share(values: pd.Series) -> tuple[float, float, float]:
 
 
 def answers_side_by_side(runs: pd.DataFrame, turns: list[int], length: int = 160) -> pd.DataFrame:
-    """What each method answered at `turns`, a column each; answers are cut after `length` signs."""
+    """What each method answered at `turns`, under its display name, cut after `length` signs."""
     shown = runs[runs.turn.isin(turns)]
     shown = shown.assign(answer=[one_line(answer, length) for answer in shown.answer])
     table = shown.pivot(index=["turn", "question"], columns="method", values="answer")
-    return table[list(runs.method.unique())].reset_index().rename_axis(columns=None)
+    table = table[list(runs.method.unique())].rename(columns=display_name)
+    return table.reset_index().rename_axis(columns=None)
 
 
 def one_line(text: str, length: int) -> str:

@@ -7,19 +7,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from lib.measure.rows import BASELINE
+from lib.names import display_name
 from lib.plots import mark, method_style, plain_log
 
-STYLES = {"dense": "baseline", "window": "recent_only", "sinks + window": "streaming_llm"}
+WINDOW = "recent_only"
 SMOOTH = 5  # turns: questions differ in how hard they are
 
 
-def panels(axes: np.ndarray, runs: pd.DataFrame, full: int, base: str = "dense") -> None:
+def panels(axes: np.ndarray, runs: pd.DataFrame, full: int, base: str = BASELINE) -> None:
     """Six panels over turns; dots are turns, lines their mean over five; `full`: first turn cut."""
     runs = runs.assign(difference=runs.nll - by_turn(runs, base).nll.reindex(runs.turn).to_numpy())
     columns = ("nll", "difference", "repeated_%", "said_before_%", "cache_length", "ms_per_token")
     labels = (
         "NLL of the reference\nanswer (nats a token)",
-        f"the same minus\nthat of {base}",
+        f"the same minus\nthat of {display_name(base)}",
         "4-grams that repeat\nin the answer (%)",
         "answers said before,\nword for word (%)",
         "tokens kept after\nthe answer",
@@ -40,19 +42,19 @@ def panels(axes: np.ndarray, runs: pd.DataFrame, full: int, base: str = "dense")
 
 def curve(ax: Axes, turn: pd.Series, values: pd.Series, method: str, smooth: bool) -> None:
     """One method's line, through its turns or, where there are many, through their rolling mean."""
-    style = method_style(STYLES[method])
+    style = method_style(method)
     smooth = smooth and len(turn) > 3 * SMOOTH
     line = values.rolling(SMOOTH, center=True, min_periods=1).mean() if smooth else values
     if smooth:
         ax.plot(turn, values, style.marker, color=style.color, alpha=0.3, ms=3)
-    ax.plot(turn, line, color=style.color, label=method)
+    ax.plot(turn, line, color=style.color, label=display_name(method))
 
 
 def by_turn(runs: pd.DataFrame, method: str) -> pd.DataFrame:
     return runs[runs.method == method].set_index("turn")
 
 
-def verdict(estimate: Sequence[float], unit: str, more: str, less: str) -> str:
+def against_dense(estimate: Sequence[float], unit: str, more: str, less: str) -> str:
     """A difference to dense (mean, low, high), if told apart from none: `loses 1.2 nats (1 to 2)`.
 
     `more` and `less` are the verbs for one above and one below zero.
@@ -64,7 +66,7 @@ def verdict(estimate: Sequence[float], unit: str, more: str, less: str) -> str:
     return f"{verb} {size[0]:.3g} {unit} ({size[1]:.3g} to {size[2]:.3g})"
 
 
-def estimate(row: pd.Series, column: str) -> list[float]:
+def ends(row: pd.Series, column: str) -> list[float]:
     """A number of a table's row with its interval."""
     return [row[f"{column}{end}"] for end in ("", "_low", "_high")]
 
@@ -72,9 +74,10 @@ def estimate(row: pd.Series, column: str) -> list[float]:
 def title(table: pd.DataFrame) -> str:
     """The finding: what window and sinks + window lose to dense on the reference answers."""
     told = [
-        f"{row.method} {verdict(estimate(row, 'nll_difference'), 'nats a token', 'loses', 'gains')}"
+        f"{display_name(row.method)} "
+        + against_dense(ends(row, "nll_difference"), "nats a token", "loses", "gains")
         for _, row in table.iterrows()
-        if row.method != "dense"
+        if row.method != BASELINE
     ]
     return f"Once the caches are full: {', '.join(told)}"
 
@@ -85,8 +88,8 @@ def shown_in_words(table: pd.DataFrame, answers: pd.DataFrame) -> str:
     It can if the window says again, word for word, what it has said, more than dense does.
     """
     by, last = table.set_index("method"), answers.iloc[-1]
-    said = "; ".join(f'{method} "{shorten(last[method], 80)}"' for method in by.index)
-    again = by["said_before_%_low"]["window"] > by["said_before_%_high"]["dense"]
+    said = "; ".join(f'{name} "{shorten(last[name], 80)}"' for name in map(display_name, by.index))
+    again = by["said_before_%_low"][WINDOW] > by["said_before_%_high"][BASELINE]
     able = "can" if again else "can't"
     return (
         f"The window's collapse {able} be read in its answers: to the last of those above, "

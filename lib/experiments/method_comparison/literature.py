@@ -8,7 +8,7 @@ import pandas as pd
 from lib.measure.perplexity import Evaluation
 from lib.measure.rows import BASELINE
 from lib.measure.stats import mean_ci, ppl_ratio_ci, verdict, with_interval
-from lib.plots import display_name
+from lib.names import display_name
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from lib.measure.rows import BASELINE
+from lib.names import display_name
 from lib.plots import (
     BLACK,
     BLUE,
@@ -19,7 +20,6 @@ from lib.plots import (
     SKY,
     VERMILLION,
     WIDTH,
-    display_name,
     method_style,
     plain_log,
     points,

@@ -1,0 +1,46 @@
+"""One name a method on pages: as users type it in parameters and CSVs, so it is called in prose."""
+
+import re
+
+LABELS = {
+    "baseline": "dense",
+    "recent_only": "window",
+    "streaming_llm": "sinks + window",
+    "streaming_lazy": "sinks + window, lazy",
+}
+# Columns that name methods, as users type them in the CSV and as pages call them elsewhere
+NAME_COLUMNS = ("method", "group", "best", "next", "as_good")
+# Rows are named after their method, a short form of it, or a short form and a strategy
+_SHORT = {"streaming": "streaming_llm", "l2_ratio": "l2_compress", "fix_l2": "fix_size_l2"}
+
+
+def display_name(name: str) -> str:
+    """What pages call a method or a row: "sinks + window 512" for `streaming_512`.
+
+    Methods without a label are called as their rows are: `tova_512`.
+    """
+    group, budget = _split(name)
+    label = LABELS.get(_of_group(group))
+    return f"{label} {budget}".rstrip() if label else name
+
+
+def display_names(cell: str, column: str) -> str:
+    """A cell's methods by their display names; `as_good` names several, with commas between."""
+    return "; ".join(map(display_name, cell.split(", ") if column == "as_good" else [cell]))
+
+
+def method_of(name: str) -> str:
+    """The method of a row or of a group: its own name, or the one whose short form begins it."""
+    return _of_group(_split(name)[0])
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A row's group and its budget, the whole number at the end: ("streaming", "512")."""
+    return re.fullmatch(r"(.+?)(?:_(\d+))?", name or "-").groups("")
+
+
+def _of_group(group: str) -> str:
+    if group in LABELS:
+        return group
+    fitting = (method for short, method in _SHORT.items() if f"{group}_".startswith(f"{short}_"))
+    return next(fitting, group)
