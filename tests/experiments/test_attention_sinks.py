@@ -17,7 +17,6 @@ from lib.experiments.attention_sinks import (
     training_strengths,
 )
 from lib.experiments.attention_sinks_plots import map_panels, strength_map, training
-from lib.experiments.ppl_vs_length import rolling_nll
 from lib.measure.attention_maps import heads_with_sink, strength_by_text
 from lib.measure.stats import mean_ci, place_table, share_ci
 from lib.paths import MODELS
@@ -179,26 +178,3 @@ def test_large_models_show_some_maps_and_no_numbers(layers, heads, drawn, number
     fig = strength_map(table, sinks_by_layer(strength), 0.3)
     assert len(fig.axes[0].texts) == numbers
     assert len(fig.axes[1].patches) == layers
-
-
-@pytest.mark.parametrize(
-    ("tokens", "width", "points"), [(1, 1, 5), (7, 7, 3), (20, 3, 64), (90, 16, 10)]
-)
-def test_rolling_nll_is_the_mean_of_the_last_tokens(tokens, width, points):
-    nll = torch.rand(4, tokens, generator=torch.Generator().manual_seed(tokens))
-    table = rolling_nll(nll, width, points)
-    positions = table.position.tolist()
-    assert positions == sorted(set(positions))
-    assert len(positions) == min(points, tokens - width + 1)
-    assert {positions[0], positions[-1]} <= {width, tokens}
-    for row in table.to_dict("records"):
-        end = int(row["position"])
-        means = [sum(text[end - width : end].tolist()) / width for text in nll]
-        found = row["nll"], row["nll_low"], row["nll_high"]
-        assert found == pytest.approx(mean_ci(means), abs=1e-6)
-
-
-@pytest.mark.parametrize("width", [0, 9])
-def test_a_rolling_width_that_does_not_fit_is_refused(width):
-    with pytest.raises(ValueError, match=r"width=.*1\.\.8"):
-        rolling_nll(torch.zeros(2, 8), width, 4)

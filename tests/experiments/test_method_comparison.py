@@ -11,7 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.collections import LineCollection
+from reference import cached_model
 
+from lib import TOVA
 from lib.experiments.method_comparison.literature import LITERATURE, literature_table
 from lib.experiments.method_comparison.plots import (
     against_base,
@@ -25,6 +27,7 @@ from lib.experiments.method_comparison.plots import (
 )
 from lib.experiments.method_comparison.tables import (
     by_group,
+    cost_table,
     ends_apart,
     lead_of,
     lead_table,
@@ -33,6 +36,7 @@ from lib.experiments.method_comparison.tables import (
     recommended,
 )
 from lib.measure.perplexity import Evaluation
+from lib.measure.speed import measure
 from lib.measure.stats import mean_ci, ppl_ci, ppl_ratio_ci
 from lib.paths import PARAMS, ROOT
 
@@ -290,3 +294,19 @@ def test_recommended():
     assert loose.method[100, "speed first"] == loose.method[100, "least memory"] == "fastest"
     with pytest.raises(ValueError, match="share=2: allowed is a number from 0 to 1"):
         recommended(TABLE, 2)
+
+
+def test_costs_are_medians_and_their_changes_against_dense():
+    model = cached_model("llama_gqa", torch.float32)
+    given = {"new_tokens": 5, "repeats": 2, "buffers": {"tova_8": 2}, "watch_memory": True}
+    runs = measure(model, {"baseline": None, "tova_8": TOVA(8)}, [10, 20], **given)
+    cost = cost_table(runs)
+    assert cost.n_repeats.tolist() == [2] * 4
+    own = runs[(runs.context == 20) & (runs.method == "tova_8")].tpot_ms.to_numpy()
+    base = runs[(runs.context == 20) & (runs.method == "baseline")].tpot_ms.to_numpy()
+    row = cost[(cost.context == 20) & (cost.method == "tova_8")].iloc[0]
+    assert row.tpot_ms == pytest.approx(own.mean())  # the median of two
+    assert row["tpot_ms_change_%"] == pytest.approx(100 * (own.mean() / base.mean() - 1))
+    lengths = cost.set_index(["context", "method"])["cache_length_change_%"]
+    assert lengths[10, "tova_8"] == pytest.approx(100 * (9 / 12 - 1))
+    assert lengths[20, "tova_8"] == pytest.approx(100 * (8.8 / 22 - 1))

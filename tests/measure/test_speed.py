@@ -6,11 +6,10 @@ from reference import cached_model
 
 from lib import TOVA, StreamingLLM
 from lib.cache.baseline import STATIC
-from lib.experiments.method_comparison.tables import cost_table
 from lib.measure.speed import measure
 
 
-def test_speed_and_cost():
+def test_speed():
     model = cached_model("llama_gqa", torch.float32)
     methods = {"baseline": None, "static": STATIC, "streaming_8": StreamingLLM(2, 6)}
     methods["tova_8"] = TOVA(8)
@@ -31,15 +30,5 @@ def test_speed_and_cost():
         assert min(row.ttft_s, row.tpot_ms, row.throughput) > 0
         assert 0 < row.attention_ms < row.tpot_ms
         assert row.prefill == ("streamed" if row.method == "streaming_8" else "dense")
-    cost = cost_table(runs)
-    assert cost.n_repeats.tolist() == [2] * 8
-    own = runs[(runs.context == 20) & (runs.method == "tova_8")].tpot_ms.to_numpy()
-    base = runs[(runs.context == 20) & (runs.method == "baseline")].tpot_ms.to_numpy()
-    row = cost[(cost.context == 20) & (cost.method == "tova_8")].iloc[0]
-    assert row.tpot_ms == pytest.approx(own.mean())  # the median of two
-    assert row["tpot_ms_change_%"] == pytest.approx(100 * (own.mean() / base.mean() - 1))
-    lengths = cost.set_index(["context", "method"])["cache_length_change_%"]
-    assert lengths[10, "tova_8"] == pytest.approx(100 * (9 / 12 - 1))
-    assert lengths[20, "tova_8"] == pytest.approx(100 * (8.8 / 22 - 1))
     with pytest.raises(ValueError, match="new_tokens=1: allowed is an int >= 2"):
         measure(model, methods, [10], new_tokens=1)
