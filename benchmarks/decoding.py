@@ -17,7 +17,7 @@ from lib import StreamingLLM, load_model, save_table
 from lib.measure.breakdown import breakdown
 from lib.measure.limits import decoding_work, measure_machine, share_of_limit
 from lib.measure.stats import over_medians, summarise
-from lib.results.save import machine_line
+from lib.results.provenance import machine_line
 
 BASELINE = "baseline"
 EARLY = 1000  # the token against which a late one is held

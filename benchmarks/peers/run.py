@@ -27,7 +27,8 @@ from workers import start_workers
 
 from lib.paths import results_dir
 from lib.progress import progress
-from lib.results.save import machine_line, save_table
+from lib.results.provenance import machine_line
+from lib.results.save import save_table
 
 QUICK = {"context": [64], "new_tokens": 8, "repeats": 1, "eval_repeats": 1, "cache": 32}
 QUICK |= {"eval_tokens": 80, "eval_text": 200}

@@ -8,6 +8,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from lib.loaded import note_model
 from lib.paths import MODELS, local_path
 from lib.require import require
 
@@ -41,7 +42,9 @@ def load_model(name: str = REFERENCE, device: str | None = None, dtype: torch.dt
     device = _device(device)
     require(dtype is None or dtype in DTYPES, "dtype", dtype, f"None or one of {list(DTYPES)}")
     if name.startswith(RANDOM):
-        return random_model(name.removeprefix(RANDOM), device, dtype), load_tokenizer(REFERENCE)
+        model = random_model(name.removeprefix(RANDOM), device, dtype)
+        note_model(name, model)
+        return model, load_tokenizer(REFERENCE)
     if dtype is None:
         dtype = torch.float32 if name == REFERENCE or device.type == "cpu" else "auto"
     tokenizer = load_tokenizer(name)
@@ -65,7 +68,9 @@ def load_model(name: str = REFERENCE, device: str | None = None, dtype: torch.dt
     if random:
         what = f"{len(random)} tensors that config.json asks for, {random[0]} among them"
         raise OSError(f"model {name!r}: its safetensors lack {what}, or have them in other shapes")
-    return model.to(device).eval(), tokenizer
+    model = model.to(device).eval()
+    note_model(name, model, source if isinstance(source, Path) else None)
+    return model, tokenizer
 
 
 def _require_name(name: str) -> None:

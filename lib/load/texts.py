@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lib.loaded import note_text
 from lib.paths import atomic_path, cache_dir, local_path
 from lib.require import require, require_int
 
@@ -59,7 +60,10 @@ def load_tokens(
             break
     if not text.strip():
         raise ValueError(f"text {str(name)!r} is empty")
-    return tokens[:max_tokens]
+    tokens = tokens[:max_tokens]
+    revision = HUB_TEXTS[name].revision if name in HUB_TEXTS else None
+    note_text(name, split, tokens, revision)
+    return tokens
 
 
 def _tokens(text: str, tokenizer) -> torch.LongTensor:

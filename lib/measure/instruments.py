@@ -16,6 +16,7 @@ from lib.cache.attention import NAME
 from lib.require import require
 
 _PROCESS = Path("/proc/self")
+_peaks = {"cpu": 0.0, "gpu": 0.0}  # MiB, those that were forgotten since
 
 
 class AttentionWatch:
@@ -78,6 +79,7 @@ class PeakMemory:
         self.device, self.mib = device, math.nan
 
     def __enter__(self):
+        process_peaks()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self._before = torch.cuda.memory_allocated(self.device)
@@ -92,6 +94,29 @@ class PeakMemory:
             self.mib = (torch.cuda.max_memory_allocated(self.device) - self._before) / 2**20
         elif (_PROCESS / "clear_refs").exists():
             self.mib = (_resident("VmHWM") - self._before) / 2**10
+
+
+def process_peaks() -> dict[str, float]:
+    """MiB at the peak of the process so far: `cpu`, resident, and `gpu`, as torch counts them.
+
+    nan where it isn't known, and 0 for a GPU that isn't used.
+    """
+    known = (_PROCESS / "status").exists()
+    _peaks["cpu"] = max(_peaks["cpu"], _resident("VmHWM") / 2**10) if known else math.nan
+    if torch.cuda.is_initialized():
+        _peaks["gpu"] = max(_peaks["gpu"], torch.cuda.max_memory_allocated() / 2**20)
+    return dict(_peaks)
+
+
+@contextmanager
+def uncounted_memory() -> Iterator[None]:
+    """What the block takes for a moment is no part of `process_peaks`."""
+    process_peaks()
+    yield
+    if (_PROCESS / "clear_refs").exists():
+        (_PROCESS / "clear_refs").write_text("5")
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _resident(field: str) -> int:

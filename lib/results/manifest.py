@@ -1,9 +1,11 @@
-"""The manifest of the results: what made a figure or table, and on what machine.
+"""The manifest of the results: what made a figure or table, when, and on what machine.
 
-`results/manifest.json` maps a file to its entry: caption, notebook, the run's parameters where they
-are not the defaults, and machine. It is written in one step, so it is always whole.
+`results/manifest.json` is written in one step, so it is always whole. On disk the facts that the
+files of a run share stand once, under `runs`, and each of `files` names its run; in Python an entry
+is whole: `provenance.entry` says what it holds.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,39 @@ from lib.paths import atomic_path
 
 MANIFEST = "manifest.json"
 Entries = dict[str, dict[str, Any]]
+# what differs between the files of a run
+_OF_A_FILE = ("caption", "seconds", "cpu_peak_mib", "gpu_peak_mib")
 
 
 def read_manifest(folder: Path) -> Entries:
-    """Entries of a results folder by file; none if it has no manifest yet."""
+    """Whole entries of a results folder by file; none if it has no manifest yet."""
     path = folder / MANIFEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    return {file: _whole(entry, manifest["runs"]) for file, entry in manifest["files"].items()}
 
 
 def add_to_manifest(folder: Path, entries: Entries) -> None:
-    """Enter `entries`, replacing those of the same files."""
-    merged = dict(sorted((read_manifest(folder) | entries).items()))
+    """Enter whole `entries`, replacing those of the same files."""
+    runs, files = {}, {}
+    for file, entry in sorted((read_manifest(folder) | entries).items()):
+        shared = {name: fact for name, fact in entry.items() if name not in _OF_A_FILE}
+        run = _run_id(shared)
+        runs[run] = shared
+        files[file] = {name: entry[name] for name in _OF_A_FILE if name in entry} | {"run": run}
+    manifest = {"files": files, "runs": dict(sorted(runs.items()))}
     with atomic_path(folder / MANIFEST) as path:
-        path.write_text(json.dumps(merged, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(manifest, indent=1, ensure_ascii=False)
+        path.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _whole(entry: dict[str, Any], runs: Entries) -> dict[str, Any]:
+    own = {name: fact for name, fact in entry.items() if name != "run"}
+    return own | runs[entry["run"]]
+
+
+def _run_id(shared: dict[str, Any]) -> str:
+    """The notebook and a hash of all that the run's files share."""
+    digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{shared.get('notebook') or 'by hand'} {digest}"

@@ -1,24 +1,16 @@
 """Save tables and figures, whole files only, and enter them in the manifest.
 
 A table is saved whole as CSV and, to be read, as Markdown; a figure as PNG and as SVG. The manifest
-says which notebook made it, with what parameters and caption and on what machine. A crash leaves
-the earlier file.
+says what made it (`provenance.py`), and so do a figure's small print and the file of a figure
+itself. A crash leaves the earlier file.
 """
 
-import importlib.metadata
 import json
-import os
-import platform
 import re
-import subprocess
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pandas as pd
-import psutil
-import torch
 from matplotlib.figure import Figure
 
 from lib.names import NAME_COLUMNS, display_names
@@ -26,8 +18,9 @@ from lib.paths import atomic_path, results_dir
 from lib.plots import interval_of
 
 from .manifest import add_to_manifest
+from .provenance import entry, in_short, lasting
 
-# A fixed salt and no date: the same figure is the same file.
+# A fixed salt and no date: the same figure of the same run is the same file.
 matplotlib.rcParams["svg.hashsalt"] = "kv-lab"
 
 
@@ -39,17 +32,34 @@ def save_table(df: pd.DataFrame, name: str, caption: str = "") -> None:
     with atomic_path(folder / f"{name}.md") as path:
         above = f"{caption} {_note_on(df, name)}".strip()
         path.write_text(f"{above}\n\n{to_markdown(df)}\n", encoding="utf-8")
-    _note(f"tables/{name}.csv", caption)
+    add_to_manifest(results_dir(), {f"tables/{name}.csv": entry(caption)})
 
 
 def save_figure(fig: Figure, name: str, caption: str = "") -> None:
-    """Write `figures/<name>.png` and `.svg`."""
-    folder = results_dir() / "figures"
+    """Write `figures/<name>.png` and `.svg`, with the run in small print below the figure.
+
+    Their metadata hold, as JSON in `Description`, what made them, times and rates aside.
+    """
+    folder, made = results_dir() / "figures", entry(" ".join(caption.split()))
+    _print_below(fig, in_short(made))
+    about = {"Description": json.dumps(lasting(made), ensure_ascii=False)}
     with atomic_path(folder / f"{name}.png") as path:
-        fig.savefig(path, dpi=150, bbox_inches="tight", metadata={"Software": None})
+        fig.savefig(path, dpi=150, bbox_inches="tight", metadata=about | {"Software": None})
     with atomic_path(folder / f"{name}.svg") as path:
-        fig.savefig(path, bbox_inches="tight", metadata={"Date": None, "Creator": None})
-    _note(f"figures/{name}.png", " ".join(caption.split()))
+        left_out = {"Date": None, "Creator": None}
+        fig.savefig(path, bbox_inches="tight", metadata=about | left_out)
+    add_to_manifest(results_dir(), {f"figures/{name}.png": made})
+
+
+def _print_below(fig: Figure, text: str) -> None:
+    """A line of small print under all of the figure, in place of an earlier one."""
+    for earlier in [artist for artist in fig.texts if artist.get_gid() == "run"]:
+        earlier.remove()
+    fig.draw_without_rendering()  # so that the layout has been made
+    edge = fig.get_tightbbox()  # inches
+    width, height = fig.get_size_inches()
+    place = {"x": edge.x1 / width, "y": (edge.y0 - 0.06) / height, "ha": "right", "va": "top"}
+    fig.text(s=text, gid="run", fontsize=7, color="#777777", **place)
 
 
 def to_markdown(df: pd.DataFrame) -> str:
@@ -125,37 +135,3 @@ def _short(value: Any, digits: int = 3) -> Any:
     whole = value.is_integer() and abs(value) < 1e9
     rounded = value if whole else float(f"{value:.{digits}g}")
     return f"{rounded + 0.0:.10g}"  # no -0
-
-
-def _note(file: str, caption: str) -> None:
-    """Enter one file in the manifest."""
-    entry = {
-        "caption": caption,
-        "notebook": os.environ.get("KVLAB_NOTEBOOK"),
-        # of a headless run those that are not the defaults; unknown (null) for any other
-        "parameters": json.loads(os.environ.get("KVLAB_PARAMETERS", "null")),
-        "machine": machine_line(),
-    }
-    add_to_manifest(results_dir(), {file: entry})
-
-
-@cache
-def machine_line() -> str:
-    """The machine in one line: processor, memory, GPU, and the two versions that matter."""
-    parts = [f"{_cpu_model()}, {psutil.cpu_count()} cores"]
-    parts.append(f"{psutil.virtual_memory().total / 2**30:.0f} GiB RAM")
-    parts.append(torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")
-    parts += [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers")]
-    return "; ".join(parts)
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    if platform.system() == "Darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return platform.machine()

@@ -17,6 +17,7 @@ from typing import Any
 import nbformat
 
 from lib.paths import NOTEBOOKS, ROOT, results_dir
+from lib.results.code import code_facts
 from lib.results.manifest import MANIFEST, add_to_manifest, read_manifest
 
 from . import params
@@ -29,10 +30,14 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 def staged_run(notebook: Path, parameters: dict[str, Any]) -> Iterator[Path]:
     """Yield the path for the executed copy of `notebook`, in a staging folder that holds its run.
 
-    `KVLAB_RESULTS`, `KVLAB_NOTEBOOK` and `KVLAB_PARAMETERS` (those that are not the defaults, as
-    JSON) are set for the kernel while the block runs.
+    `KVLAB_RESULTS`, `KVLAB_NOTEBOOK`, `KVLAB_PARAMETERS` (those that are not the defaults, as JSON)
+    and `KVLAB_RUN` (the code as it was when the run began) are set for the kernel while the block
+    runs.
     """
-    changed = params.changed(params.read_contract(notebook), parameters)
+    contract = params.read_contract(notebook)
+    changed = params.changed(contract, parameters)
+    defaults = {parameter.name: parameter.default for parameter in contract}
+    code = code_facts(notebook, defaults | parameters)
     results = results_dir()
     results.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=results))
@@ -40,10 +45,11 @@ def staged_run(notebook: Path, parameters: dict[str, Any]) -> Iterator[Path]:
     copy.parent.mkdir()
     failed_copy = failed_copy_path(notebook)
     try:
-        with _environment(
+        with environment(
             KVLAB_RESULTS=str(staging),
             KVLAB_NOTEBOOK=notebook.stem,
             KVLAB_PARAMETERS=json.dumps(changed),
+            KVLAB_RUN=json.dumps(code),
         ):
             yield copy
         if copy.exists():
@@ -70,7 +76,8 @@ def failed_copy_path(notebook: Path) -> Path:
 
 
 @contextmanager
-def _environment(**variables: str) -> Iterator[None]:
+def environment(**variables: str) -> Iterator[None]:
+    """Set environment variables in the block."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

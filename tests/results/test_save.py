@@ -1,13 +1,13 @@
 """Tables, figures and their manifest."""
 
-import json
-
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
 from lib.plots import label_line_ends, use_style
-from lib.results.save import machine_line, readable, save_figure, save_table
+from lib.results.manifest import read_manifest
+from lib.results.provenance import machine_line
+from lib.results.save import readable, save_figure, save_table
 
 TABLE = pd.DataFrame(
     {
@@ -107,22 +107,13 @@ def test_the_manifest_names_notebook_parameters_and_machine(results, monkeypatch
     monkeypatch.delenv("KVLAB_NOTEBOOK")
     monkeypatch.delenv("KVLAB_PARAMETERS")
     save_figure(small_figure(), "lines")
-    manifest = json.loads((results / "manifest.json").read_text())
+    manifest = read_manifest(results)
+    assert list(manifest) == ["figures/lines.png", "tables/quality.csv"]
+    told = ("caption", "notebook", "parameters", "machine")
+    figure, table = ([entry[name] for name in told] for entry in manifest.values())
     machine = machine_line()
-    assert manifest == {
-        "tables/quality.csv": {
-            "caption": "What it costs.",
-            "notebook": "03_speed",
-            "parameters": {"cache": 512},
-            "machine": machine,
-        },
-        "figures/lines.png": {
-            "caption": "",
-            "notebook": None,
-            "parameters": None,
-            "machine": machine,
-        },
-    }
+    assert table == ["What it costs.", "03_speed", {"cache": 512}, machine]
+    assert figure == ["", None, None, machine]
     for part in ("cores", "GiB RAM", "torch 2", "transformers 5"):
         assert part in machine
 

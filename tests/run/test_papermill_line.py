@@ -9,6 +9,7 @@ import pytest
 from conftest import SAVE, Sandbox, at_terminal, write_notebook
 
 from lib.paths import ROOT
+from lib.results.manifest import read_manifest
 from lib.run.staging import tidy_copy
 
 LINE = ["papermill", "notebooks/03_speed.ipynb", "-p", "cache", "512"]
@@ -149,7 +150,7 @@ def test_the_manifest_names_parameters_that_are_not_the_defaults(sandbox, argume
     sandbox.notebook("03_speed", SAVE)
     done = sandbox.call(*LINE[:2], *arguments)
     assert done.returncode == 0, done.stderr
-    entry = json.loads(sandbox.files()["manifest.json"])["tables/small.csv"]
+    entry = read_manifest(sandbox.results)["tables/small.csv"]
     assert entry["parameters"] == parameters
 
 

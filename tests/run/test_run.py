@@ -1,6 +1,5 @@
 """`python -m lib.run`: in order, staged, and stopped by the first failure."""
 
-import json
 import re
 import signal
 import subprocess
@@ -10,6 +9,7 @@ import pytest
 from conftest import SAVE, at_terminal
 
 from lib.results.declared import declared_outputs
+from lib.results.manifest import read_manifest
 
 GOOD = {
     "figures/small.png",
@@ -42,7 +42,7 @@ def test_good_runs_leave_all_their_files(lab):
     assert lines[1].startswith("[2/2] 02_other ... ")
     assert lines[1].endswith(" s")
     assert set(lab.files()) == GOOD | {"notebooks/02_other.ipynb"}
-    manifest = json.loads(lab.files()["manifest.json"])
+    manifest = read_manifest(lab.results)
     assert set(manifest) == {"figures/small.png", "tables/small.csv"}
     assert manifest["tables/small.csv"]["notebook"] == "01_good"
     assert manifest["tables/small.csv"]["parameters"] == {}
