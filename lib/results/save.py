@@ -7,6 +7,7 @@ itself. A crash leaves the earlier file.
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -24,14 +25,20 @@ from .provenance import entry, in_short, lasting
 matplotlib.rcParams["svg.hashsalt"] = "kv-lab"
 
 
-def save_table(df: pd.DataFrame, name: str, caption: str = "") -> None:
-    """Write `tables/<name>.csv`, all of it, and `.md`, `readable` under its caption; no index."""
+def save_table(
+    df: pd.DataFrame, name: str, caption: str = "", columns: Sequence[str] | None = None
+) -> None:
+    """Write `tables/<name>.csv`, all of it, and `.md`, `readable` under its caption; no index.
+
+    Of a wide table `columns` stand in the Markdown, with what is known of their spread.
+    """
     folder, caption = results_dir() / "tables", " ".join(caption.split())
     with atomic_path(folder / f"{name}.csv") as path:
         df.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
     with atomic_path(folder / f"{name}.md") as path:
-        above = f"{caption} {_note_on(df, name)}".strip()
-        path.write_text(f"{above}\n\n{to_markdown(df)}\n", encoding="utf-8")
+        shown = df if columns is None else df[_with_spread(df, columns)]
+        above = f"{caption} {_note_on(shown, name)}".strip()
+        path.write_text(f"{above}\n\n{to_markdown(shown)}\n", encoding="utf-8")
     add_to_manifest(results_dir(), {f"tables/{name}.csv": entry(caption)})
 
 
@@ -88,6 +95,12 @@ def readable(df: pd.DataFrame) -> pd.DataFrame:
         if column in NAME_COLUMNS:
             cells[column] = [display_names(str(cell), column) for cell in cells[column]]
     return pd.DataFrame(cells)
+
+
+def _with_spread(df: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """`columns`, each followed by those of its interval, and the counts `_note_on` tells."""
+    shown = [name for column in columns for name in (column, *interval_of(df, column))]
+    return list(dict.fromkeys([*shown, *_same_counts(df)]))
 
 
 def _note_on(df: pd.DataFrame, name: str) -> str:

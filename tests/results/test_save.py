@@ -61,6 +61,16 @@ def test_a_table_is_saved_twice(results):
     ]
 
 
+def test_of_a_wide_table_some_columns_are_read(results):
+    save_table(TABLE, "wide", "Wide.", ["method", "PPL"])
+    pd.testing.assert_frame_equal(pd.read_csv(results / "tables" / "wide.csv"), TABLE, rtol=1e-5)
+    above, _, head, *_ = (results / "tables" / "wide.md").read_text().splitlines()
+    assert above == "Wide. All digits: `wide.csv`; n_texts = 6; in parentheses: 95% intervals."
+    assert [cell.strip() for cell in head.strip("|").split("|")] == ["method", "PPL"]
+    with pytest.raises(KeyError, match="nothing"):
+        save_table(TABLE, "wide", "Wide.", ["nothing"])
+
+
 def test_small_and_huge_numbers_stay_legible():
     numbers = [1e-7, 1234.5, 999.7, 4096.0, 2.5e12, 1.0, -0.0, 15.6789, float("inf")]
     assert readable(pd.DataFrame({"x": numbers})).x.tolist() == [

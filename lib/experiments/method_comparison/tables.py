@@ -19,9 +19,8 @@ from lib.measure.stats import (
 from lib.require import require_share
 
 # the main columns of a comparison's table, for a page
-BRIEF = ["length", "method", "n_texts", "n_repeats", "ppl", "ppl_low", "ppl_high", "ppl_change_%"]
-BRIEF += ["ppl_change_low", "ppl_change_high", "accuracy_%", "tpot_ms", "tpot_ms_q1", "tpot_ms_q3"]
-BRIEF += ["cache_length", "cache_mib"]
+BRIEF = ["length", "method", "ppl", "ppl_change_%", "accuracy_%", "tpot_ms", "cache_length"]
+BRIEF += ["cache_mib"]
 
 # the columns of a recommendation
 ADVICE = ["length", "goal", "rule", "method", "ppl", "ppl_low", "ppl_high", "tpot_ms", "tpot_ms_q1"]
