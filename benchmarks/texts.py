@@ -1,6 +1,7 @@
 """The findings about sinks on other texts: WikiText, books, any file.
 
-    KVLAB_RESULTS=results/smollm2 python benchmarks/texts.py "WikiText-2"=wikitext "a novel"=novel.txt
+    export KVLAB_RESULTS=results/smollm2
+    python benchmarks/texts.py "WikiText-2"=wikitext "a novel"=novel.txt
 
 A text is what `load_tokens` takes, under a name of yours; "wikitext" and "pg19" need the hub.
 Writes `tables/texts.csv`, `texts_sinks.csv` and `texts_first_token.csv`, each with its `.md`.
@@ -104,7 +105,7 @@ def main() -> None:
     captions = {
         "texts": f"Perplexity at a budget of {options.cache}, tokens {2 * options.cache:,} to "
         f"{options.length:,}, and its ratio to sinks + window on the same tokens",
-        "texts_sinks": "Heads with a sink at the first token (mean attention above 0.3), 256 tokens",
+        "texts_sinks": "Heads with a sink at the first token (attention above 0.3), 256 tokens",
         "texts_first_token": "Perplexity of 511 tokens behind a special first token over that "
         "behind none, of all of them and of those behind token 200",
     }
