@@ -1,4 +1,4 @@
-"""Decoding against transformers' DynamicCache and the machine's limit, on real shapes.
+"""Decoding against transformers' own caches and the machine's limit, on real shapes.
 
     python benchmarks/decoding.py
 
@@ -12,73 +12,75 @@ import os
 
 import pandas as pd
 import psutil
+import torch
 
 from lib import StreamingLLM, load_model, save_table
+from lib.cache.baseline import STATIC
 from lib.measure.breakdown import breakdown
 from lib.measure.limits import decoding_work, measure_machine, share_of_limit
+from lib.measure.rows import BASELINE
 from lib.measure.stats import over_medians, summarise
 from lib.results.provenance import machine_line
 
-BASELINE = "baseline"
+STATIC_ROW = "static_cache"
 EARLY = 1000  # the token against which a late one is held
+SHAPES = ["reference", "EleutherAI/pythia-70m", "HuggingFaceTB/SmolLM2-135M"]
+# what a page shows of the table
+SHOWN = ["shape", "context", "method", "tpot_ms", "speedup", "static_speedup"]
+SHOWN += ["against_as_many", "limit_%"]
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", nargs="+", default=["reference", "pythia-70m", "pythia-410m"])
-    parser.add_argument("--contexts", nargs="+", type=int, default=[512, 2048, 8192])
-    parser.add_argument("--late", type=int, default=32000, help="a token far along the stream")
-    parser.add_argument("--cache", type=int, default=512, help="budget in tokens")
+    parser.add_argument("--shapes", nargs="+", default=SHAPES)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--contexts", nargs="+", type=int, default=[512, EARLY, 2048, 8192, 32000])
+    parser.add_argument("--cache", type=int, default=512, help="budget in tokens, one of contexts")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
     return parser
 
 
-def measure(shape: str, options: argparse.Namespace) -> pd.DataFrame:
+def measure(shape: str, dtype: str, options: argparse.Namespace) -> pd.DataFrame:
     """One row per method, context and repeat of one shape."""
-    model, _ = load_model(shape if shape == "reference" else f"random:EleutherAI/{shape}")
+    name = shape if shape == "reference" else f"random:{shape}"
+    model, _ = load_model(name, dtype=getattr(torch, dtype))
     method = StreamingLLM(4, options.cache - 4)
     strict, lazy = f"streaming_{options.cache}", f"streaming_lazy_{options.cache}"
-    methods, buffers = {BASELINE: None, strict: method, lazy: method}, {lazy: 64}
-    common = {"steps": options.steps, "repeats": options.repeats}
-    runs = breakdown(model, methods, options.contexts, buffers, **common)
-    # bookkeeping against a step with as many cached tokens and no compression
-    same = runs[(runs.method == BASELINE) & (runs.context == options.cache)]
-    if len(same):
-        share = runs.bookkeeping_ms / runs.repeat.map(same.set_index("repeat").total_ms)
-        runs["bookkeeping_%"] = 100 * share
-    streamed = {name: methods[name] for name in (strict, lazy)}
-    early_late = breakdown(model, streamed, [EARLY, options.late], buffers, **common)
-    runs = pd.concat([runs, early_late], ignore_index=True)
+    methods = {BASELINE: None, STATIC_ROW: STATIC, strict: method, lazy: method}
+    how = {"steps": options.steps, "repeats": options.repeats}
+    runs = breakdown(model, methods, options.contexts, {lazy: 64}, **how)
     machine = measure_machine(model.device, model.dtype)
-    held = runs.context.where(runs.method == BASELINE, runs.context.clip(upper=options.cache))
+    dense = runs.method.isin([BASELINE, STATIC_ROW])
+    held = runs.context.where(dense, runs.context.clip(upper=options.cache))
     runs["limit_%"] = [
         100 * share_of_limit(seconds / 1000, decoding_work(model, cached), machine)
         for seconds, cached in zip(runs.total_ms, held, strict=True)
     ]
     print(f"{shape}: {machine}, resident {psutil.Process().memory_info().rss / 2**20:.0f} MiB")
-    return runs.assign(shape=shape)
+    return runs.assign(shape=f"{shape.split('/')[-1]}, {dtype}")
 
 
-def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
-    """Speed-ups over the baseline and times over those at token 1,000, both of medians."""
-    ends = ["", "_q1", "_q3"]
-    base, early = table[table.method == BASELINE], table[table.context == EARLY]
-    slower = over_medians(table, "tpot_ms", base, ["shape", "context"])
-    later = over_medians(table, "tpot_ms", early, ["shape", "method"])
-    table[[f"speedup{end}" for end in ends]] = 1 / slower[["ratio", "ratio_q3", "ratio_q1"]]
-    table[[f"against_token_1000{end}" for end in ends]] = later
+def with_ratios(table: pd.DataFrame, cache: int) -> pd.DataFrame:
+    """Ratios of medians: speed-ups over both dense caches at the same context, and times.
+
+    `against_as_many` is a step's time over that of a DynamicCache which holds `cache` tokens,
+    `against_token_1000` over that of the same method at token 1,000.
+    """
+    ends, place = ["", "_q1", "_q3"], ["shape", "context"]
+    for name, method in (("speedup", BASELINE), ("static_speedup", STATIC_ROW)):
+        slower = over_medians(table, "tpot_ms", table[table.method == method], place)
+        columns = [f"{name}{end}" for end in ends]
+        table[columns] = 1 / slower[["ratio", "ratio_q3", "ratio_q1"]].to_numpy()
+    as_many = table[(table.method == BASELINE) & (table.context == cache)]
+    early = table[table.context == EARLY]
+    for name, base, on in (
+        ("against_as_many", as_many, ["shape"]),
+        ("against_token_1000", early, ["shape", "method"]),
+    ):
+        columns = [f"{name}{end}" for end in ends]
+        table[columns] = over_medians(table, "tpot_ms", base, on).to_numpy()
     return table
-
-
-def brief(table: pd.DataFrame) -> pd.DataFrame:
-    """Medians of the streaming rows, and the baseline's time of the same context beside them."""
-    base = table[table.method == BASELINE].set_index(["shape", "context"]).tpot_ms
-    rows = table[table.method != BASELINE]
-    keys = pd.MultiIndex.from_frame(rows[["shape", "context"]])
-    rows = rows.assign(baseline_ms=base.reindex(keys).to_numpy())
-    columns = ["n", "tpot_ms", "baseline_ms", "speedup", "against_token_1000"]
-    return rows[["shape", "context", "method", *columns, "bookkeeping_%", "limit_%"]]
 
 
 def main() -> None:
@@ -87,20 +89,25 @@ def main() -> None:
     changed = {k: v for k, v in vars(options).items() if v != parser.get_default(k)}
     os.environ["KVLAB_NOTEBOOK"] = "benchmarks/decoding.py"
     os.environ["KVLAB_PARAMETERS"] = json.dumps(changed)
-    runs = pd.concat([measure(shape, options) for shape in options.shapes], ignore_index=True)
+    cells = [
+        (shape, dtype)
+        for shape in options.shapes
+        for dtype in options.dtypes
+        if (shape, dtype) != ("reference", "bfloat16")  # it is shipped in float32
+    ]
+    runs = pd.concat([measure(*cell, options) for cell in cells], ignore_index=True)
     runs = runs.rename(columns={"total_ms": "tpot_ms"})
-    columns = ["tpot_ms", "bookkeeping_%", "limit_%"]
-    table = with_ratios(summarise(runs, ["shape", "context", "method"], columns))
+    columns = ["tpot_ms", "bookkeeping_ms", "attention_ms", "limit_%"]
+    table = summarise(runs, ["shape", "context", "method"], columns)
+    table = with_ratios(table, options.cache)
     caption = (
-        f"One step of decoding, batch 1, float32, by context (random keys, no prefill): speed-up "
-        f"over DynamicCache, TPOT against that at token 1,000, time in the cache against a step of "
-        f"DynamicCache with {options.cache} tokens, share of the limit (memory read at the "
-        f"machine's rate). Medians and quartiles over n interleaved repeats, ratios of medians. "
-        f"{machine_line()}."
+        f"One step of decoding, batch 1, by context (random keys, no prefill): speed-up over "
+        f"DynamicCache and StaticCache, time over that of a step of DynamicCache with "
+        f"{options.cache} tokens, share of the limit (memory read at the machine's rate). Medians "
+        f"and quartiles over n interleaved repeats, ratios of medians. {machine_line()}."
     )
-    save_table(table, "decoding", caption)
-    save_table(brief(table), "decoding_brief", caption.replace("Medians and quartiles", "Medians"))
-    print(brief(table).to_string(index=False))
+    save_table(table, "decoding", caption, SHOWN)
+    print(table[SHOWN].to_string(index=False))
 
 
 if __name__ == "__main__":
