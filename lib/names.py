@@ -1,4 +1,4 @@
-"""One name a method on pages: as users type it in parameters and CSVs, so it is called in prose."""
+"""One name a method: as it is typed in parameters and CSVs, and as pages show it."""
 
 import re
 
@@ -7,6 +7,7 @@ LABELS = {
     "recent_only": "window",
     "streaming_llm": "sinks + window",
     "streaming_lazy": "sinks + window, lazy",
+    "static_cache": "dense, StaticCache",
 }
 # Columns that name methods, as users type them in the CSV and as pages call them elsewhere
 NAME_COLUMNS = ("method", "group", "best", "next", "as_good")

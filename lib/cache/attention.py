@@ -1,4 +1,4 @@
-"""Attention: sinks + window, exactly; what tokens receive; attention maps and the sink metric."""
+"""Attention: sinks + window, exactly, and what each token receives."""
 
 import math
 from collections.abc import Iterator

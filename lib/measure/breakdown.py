@@ -95,7 +95,6 @@ def filled_cache(
     method: Compressor | str | None,
     length: int,
     buffer: int = 0,
-    seed: int = 0,
     room: int = 0,
 ) -> Cache:
     """The cache of a `method` of `lib.generate` that has seen `length` random keys and values.
@@ -106,7 +105,7 @@ def filled_cache(
     """
     require_int("context", length, 1)
     layers, heads, width = cache_shape(model)
-    generator = torch.Generator(model.device).manual_seed(seed)
+    generator = torch.Generator(model.device).manual_seed(0)
     like = {"generator": generator, "device": model.device, "dtype": model.dtype}
     keys, values = (torch.randn(1, heads, length, width, **like) for _ in range(2))
     cache = make_cache(model, method, buffer, room=length + room)

@@ -11,8 +11,8 @@ from scipy.stats import norm, t
 from lib.require import require
 
 
-def mean_ci(values, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of `values` (n,) and its bootstrap confidence interval over them: mean, low, high.
+def mean_ci(values) -> tuple[float, float, float]:
+    """Mean of `values` (n,) and its 95% bootstrap interval over them: mean, low, high.
 
     The percentiles of resampled means are taken further out the fewer values there are, as far as
     Student's t goes beyond the normal distribution (Hesterberg 2015, arXiv:1411.5279): plain ones
@@ -23,7 +23,7 @@ def mean_ci(values, level: float = 0.95) -> tuple[float, float, float]:
     mean, n = float(values.mean()), len(values)
     if n < 2:
         return mean, float("nan"), float("nan")
-    far = float(t.ppf((1 + level) / 2, n - 1))
+    far = float(t.ppf(0.975, n - 1))
     if n < 6:
         half = far * float(values.std(ddof=1)) / np.sqrt(n)
         return mean, mean - half, mean + half

@@ -30,7 +30,7 @@ def code_facts(notebook: Path | None = None, parameters: dict[str, Any] | None =
         "notebook_sha256": files_hash([notebook], notebook.parent) if notebook else None,
         "parameters_sha256": None if parameters is None else _hash(parameters),
         "seed": (parameters or {}).get("seed"),
-        "start": now().isoformat(),
+        "start": utc_now().isoformat(),
     }
 
 
@@ -49,6 +49,6 @@ def _hash(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def now() -> datetime:
+def utc_now() -> datetime:
     """The time in whole seconds."""
     return datetime.now(UTC).replace(microsecond=0)

@@ -22,7 +22,7 @@ from lib.loaded import loaded
 from lib.measure.instruments import process_peaks, uncounted_memory
 from lib.measure.limits import measure_machine
 
-from .code import code_facts, now
+from .code import code_facts, utc_now
 
 RUN = "KVLAB_RUN"
 # what differs between two runs of the same thing
@@ -46,7 +46,7 @@ def entry(caption: str) -> dict[str, Any]:
         "machine": machine_line(),
         "threads": torch.get_num_threads(),
         "rates": _rates(models[0]["device"] if models else "cpu"),
-        "seconds": round((now() - begin).total_seconds()),
+        "seconds": round((utc_now() - begin).total_seconds()),
         **{f"{kind}_peak_mib": round(peak) for kind, peak in process_peaks().items() if peak > 0},
     }
 

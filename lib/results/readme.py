@@ -6,7 +6,7 @@ format if the file's own digits are too many:
 
     <!-- results/tables/NAME.md -->
     <!-- end -->
-    <!-- results/tables/NAME.csv method="sinks + window" budget=256 ppl:.1f -->15.7<!-- end -->
+    <!-- results/tables/NAME.csv method=streaming budget=256 ppl:.1f -->15.7<!-- end -->
 
 Only a run that its folder stands for is put there: `results/` for the default parameters,
 `results/NAME/` for those of `params/NAME.yaml`.
@@ -56,7 +56,7 @@ def is_folders_run(table: str) -> bool:
 def cell(table: Path, words: str) -> str:
     """One cell of a CSV: `words` are `column=value` for its row, then `column` or `column:format`.
 
-    Methods are given by their display names.
+    Methods are named as they are typed, and come out under their display names.
     ValueError unless there is exactly one such row, with such a column.
     """
     *conditions, wanted = shlex.split(words)

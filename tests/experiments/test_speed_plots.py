@@ -10,7 +10,7 @@ def test_a_panel_for_each_cache_and_its_bars_stand_on_one_another():
     fig = step_parts(pd.DataFrame(rows, columns=["method", "context", *PARTS]))
     assert [ax.get_title(loc="left") or ax.get_title() for ax in fig.axes] == [
         "dense",
-        "static_cache",
+        "dense, StaticCache",
     ]
     for ax in fig.axes:
         tops = [bar.get_y() + bar.get_height() for bar in ax.patches]
@@ -27,4 +27,4 @@ def test_every_row_has_a_line_in_every_panel():
     assert all(len(ax.lines) == 3 for ax in fig.axes)
     (legend,) = fig.legends
     shown = [text.get_text() for text in legend.get_texts()]
-    assert shown == ["dense", "static_cache", "sinks + window 8"]
+    assert shown == ["dense", "dense, StaticCache", "sinks + window 8"]

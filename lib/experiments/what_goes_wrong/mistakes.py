@@ -11,7 +11,7 @@ import torch
 from lib.cache.baseline import OriginalPositions, held_lengths
 from lib.cache.compressed import CompressedCache
 from lib.cache.step import additive
-from lib.compressors import Compressor, FixSizeL2
+from lib.compressors import Compressor
 from lib.compressors.base import Held, key_norms
 from lib.compressors.functions import compress
 from lib.require import require
@@ -141,10 +141,6 @@ class Unsorted(Compressor):
     @property
     def budget(self) -> int | None:
         return self.inner.budget
-
-    @classmethod
-    def at_budget(cls, budget: int, *args, **kwargs):
-        return cls(FixSizeL2.at_budget(budget, *args, **kwargs))
 
     def keep(self, held: Held) -> torch.Tensor | None:
         index = self.inner.keep(held)

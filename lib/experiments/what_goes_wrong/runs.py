@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from transformers import Cache
 
-from lib.cache.baseline import held_lengths
+from lib.cache.baseline import held_lengths, streams
 from lib.cache.checks import check_ids
 from lib.cache.compressed import CompressedCache
 from lib.compressors import Compressor
@@ -53,7 +53,7 @@ def run(model, ids: torch.Tensor, make: Callable[[], Cache], chunk_size: int = 1
         nll, _ = feed(model, ids, chunk_size, cache)
     fed = ids.shape[1] - 1
     if isinstance(cache, CompressedCache):  # position-only methods have a window for every token
-        compressions = fed if cache.compressor.window else -(-fed // chunk_size)
+        compressions = fed if streams(cache.compressor) else -(-fed // chunk_size)
     else:
         compressions = cache.compressions
     return Run(
