@@ -3,7 +3,7 @@
 import importlib
 
 _PUBLIC = {
-    "measure.attention_maps": ["attention_maps", "sink_strength"],
+    "measure.attention_maps": ["attention_maps", "heads_with_sink", "sink_strength"],
     "cache.compressed": ["CompressedCache"],
     "compressors": [
         "AdaptiveL2",

@@ -109,6 +109,16 @@ def pyramid_budgets(budget: int, layers: int, base_size: int, beta) -> list[Frac
     return [base_size + bottom - step * layer for layer in range(layers)]
 
 
+def pyramid_budgets_within(length, budget: int, layers: int, base_size: int, beta):
+    """The same of a prompt of `length` tokens: PyramidKV's code caps the first layer's budget at
+    the prompt and takes the last's from the same sum."""
+    top, *_, bottom = pyramid_budgets(budget, layers, base_size, beta)
+    if top > length:
+        top = Fraction(max(length, budget))
+        bottom = 2 * budget - top
+    return [top - (top - bottom) * layer / (layers - 1) for layer in range(layers)]
+
+
 def heavy_hitters(held, given, heavy_size: int, recent_size: int):
     """H2O: recent tokens, and of the others those to which all queries together gave most."""
     kept = []

@@ -10,19 +10,22 @@ import math
 
 import torch
 from torch.nn.functional import softmax
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 NAME = "slow_loop"
 
 
 def slow_attention(module, query, key, value, attention_mask, loop=None, **kwargs):
-    """Attention of one token, query (rows, H, 1, D), over what `loop` has stored and shows it."""
+    """Attention of one token, query (rows, H, 1, D), over what `loop` has stored and shows it.
+
+    Some models pass on their keyword arguments, and all of them the mask, of which it is a part.
+    """
+    loop = attention_mask.loop if loop is None else loop
     output = loop.attend(module.layer_idx, query[:, :, 0], key[0, :, 0], value[0, :, 0], kwargs)
     return output.expand(len(query), 1, -1, -1).contiguous(), None  # (rows, 1, H, D)
 
 
 AttentionInterface.register(NAME, slow_attention)
-AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
 
 
 class Loop:
@@ -71,7 +74,10 @@ def slow_loop(model, ids: torch.Tensor, see, after=None, at_distances=True) -> t
     for loop.t, token in enumerate(ids):
         rows = torch.arange(len(ids))[:, None] if at_distances else torch.tensor([[loop.t]])
         alike = token.expand(len(rows), 1)
-        out = model(input_ids=alike, position_ids=rows, use_cache=False, loop=loop)
+        mask = torch.zeros(1, 1, 1, 1, dtype=model.dtype)  # of four dims: it is not looked at
+        mask.loop = loop
+        more = {"attention_mask": mask, "loop": loop}
+        out = model(input_ids=alike, position_ids=rows, use_cache=False, **more)
         logits.append(out.logits[0, 0])
     return torch.stack(logits)
 

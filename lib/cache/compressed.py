@@ -10,6 +10,7 @@ and gets it for that step alone (`hooks.py`).
 """
 
 import copy
+import math
 from dataclasses import replace
 
 import torch
@@ -28,7 +29,7 @@ from .checks import (
     new_pads,
 )
 from .holding import Holding
-from .hooks import attach, transformers_model
+from .hooks import attach, carrier, no_mask, transformers_model
 from .probe import probe
 from .rope import find_rotations, rotary_frequencies, unturned
 from .scattered import ScatteredStore
@@ -165,7 +166,7 @@ class CompressedCache(Holding):
         require_int("n", n, 1)
         if self._midway:
             raise RuntimeError("the step before failed midway: reset() the cache and begin again")
-        if self.layers[0].recording and self.prefill == "dense":
+        if self.layers[0].recording == math.inf and self.prefill == "dense":
             self._require_whole(self.seen + n)
         self._take_pads(attention_mask, n, attention)
         check_positions(position_ids, self._places(n, device), self.seen)
@@ -182,13 +183,13 @@ class CompressedCache(Holding):
             if self.store.scored:
                 # a copy, so that no cycle of layers, step and layers keeps the cache in memory
                 step = replace(step, layers=self.layers)
-            kwargs |= {"attention_mask": self._no_mask(device), "kv_step": step}
+            kwargs |= carrier(step, device, self.dtype)
         elif n == 1 and (padded or self.static):
             require(attention not in NO_MASK, "attn_implementation", attention, "'sdpa' or 'eager'")
             size = self.store.size if self.static else None
             kwargs["attention_mask"] = mask_of_one(step, size, device, self.dtype)
         elif n == 1 and attention == "eager":  # its own mask would have the length of layer 0
-            kwargs["attention_mask"] = self._no_mask(device)
+            kwargs["attention_mask"] = no_mask(device, self.dtype)
         else:
             kwargs["attention_mask"] = attention_mask if padded and step.dense else None
         if self.static and n == 1:
@@ -219,10 +220,6 @@ class CompressedCache(Holding):
             return
         self.store.rebase(self.layers, self.seen, self.position, longest)
         self.position = longest
-
-    def _no_mask(self, device) -> torch.Tensor:
-        """A mask of four dims, which the model passes on as it is, and which hides nothing."""
-        return torch.zeros(1, 1, 1, 1, device=device, dtype=self.dtype)
 
     def _places(self, n: int, device) -> torch.Tensor | int:
         """Where the next `n` tokens stand in their rows' texts, (1 or B, n) or one for all."""

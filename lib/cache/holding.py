@@ -1,5 +1,6 @@
 """What a cache holds between steps, and how generate() changes it: its rows, its last tokens."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -64,7 +65,7 @@ class Holding(Announced):
         name, ok = self.compressor.name, self.compressor.window is not None
         require(ok, "compressor", name, "one that looks at positions only for assisted decoding")
         for layer in self.layers:
-            layer.recording = True
+            layer.recording = math.inf
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last `-tokens_to_remove` tokens; ValueError if others had to come back."""
@@ -76,7 +77,7 @@ class Holding(Announced):
         if self.store.is_whole(self.seen):
             for layer in self.layers:
                 layer.crop(tokens_to_remove)
-        elif self.layers[0].recording and step.seen < seen:
+        elif -tokens_to_remove <= self.layers[0].undoable:
             self.store.shorten(self.layers, step, seen - step.seen)
         else:
             self._require_whole(self.seen)

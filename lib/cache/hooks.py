@@ -2,8 +2,8 @@
 
 The hook sits on the model's body, which every call goes through: those of a wrapper (PEFT) or of a
 compiled model, too. A step that needs our attention carries a `kv_step` among its keyword
-arguments, down to the attention function: nothing is switched that another thread could see, or
-that an interrupt could leave behind.
+arguments, and on its mask, down to the attention function (models pass on one or both): nothing is
+switched that another thread could see, or that an interrupt could leave behind.
 """
 
 import functools
@@ -116,6 +116,18 @@ def _names(kind: type) -> list[str]:
     return list(inspect.signature(kind.forward).parameters)[1:]
 
 
+def no_mask(device, dtype: torch.dtype) -> torch.Tensor:
+    """A mask of four dims, which a model passes on as it is, and which hides nothing."""
+    return torch.zeros(1, 1, 1, 1, device=device, dtype=dtype)
+
+
+def carrier(kv_step, device, dtype: torch.dtype) -> dict:
+    """Keyword arguments of a model's forward that bring `kv_step` to its attention."""
+    mask = no_mask(device, dtype)
+    mask.kv_step = kv_step  # for models that keep keyword arguments to themselves (StableLM)
+    return {"attention_mask": mask, "kv_step": kv_step}
+
+
 class Recorder:
     """In a `kv_step`'s place: notes what attention is given for tokens that are alone."""
 
@@ -138,7 +150,9 @@ def _interface(self, attn_implementation: str, default):
     return functools.partial(_attend, _get_interface(self, attn_implementation, default))
 
 
-def _attend(own, *args, kv_step=None, **kwargs):
+def _attend(own, module, query, key, value, attention_mask=None, *args, kv_step=None, **kwargs):
+    args = (module, query, key, value, attention_mask, *args)
+    kv_step = getattr(attention_mask, "kv_step", None) if kv_step is None else kv_step
     if kv_step is None:
         return own(*args, **kwargs)
     if isinstance(kv_step, Recorder):

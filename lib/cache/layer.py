@@ -14,7 +14,8 @@ class Layer(CacheLayerMixin):
     """What window and scattered layers share. The cache sets `step` before the tokens come."""
 
     step: Step | None = None
-    recording = False  # whether tokens of the last step may have to be taken back
+    recording: float = 0  # how many of a step's last tokens may have to be taken back
+    undoable = 0  # how many of the last step's can be, though others have left
     in_values = False  # whether the keys' rotated part is what the model caches as values
 
     def update(self, key_states, value_states, *args, **kwargs):

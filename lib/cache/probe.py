@@ -17,7 +17,7 @@ from transformers.cache_utils import (
 )
 
 from .checks import input_device
-from .hooks import Recorder, body_of
+from .hooks import Recorder, body_of, carrier
 
 POSITIONS = (0, 3, 31)  # that tokens are fed at
 TOKENS = 4  # that are fed
@@ -76,9 +76,6 @@ def _probe(model) -> list[LayerProbe]:
     tokens = tokens.repeat_interleave(len(POSITIONS))[:, None].to(input_device(model))
     positions = torch.tensor(POSITIONS).repeat(TOKENS)[:, None].to(tokens.device)
     calls = _feed(model, cache, tokens, positions)
-    if not calls:
-        what = "keeps keyword arguments from its attention: it can't be told what a step may see"
-        raise ValueError(f"{_name(model)} {what}")
     layers = [_layer(model, cache, calls, number) for number in range(len(cache.layers))]
     at = layers[0].attended
     if not all(_alike(x.norm(dim=-1), at[0].norm(dim=-1)) for x in at.values()):
@@ -115,19 +112,22 @@ def _feed(model, cache: DynamicCache, tokens, positions) -> list[tuple]:
     """
     recorder, modes = Recorder(), [m.training for m in model.modules()]
     given = {"input_ids": tokens, "past_key_values": cache, "use_cache": True}
-    if positions is not None:
-        no_mask = torch.zeros(1, 1, 1, 1, device=tokens.device, dtype=model.dtype)
-        given |= {"position_ids": positions, "attention_mask": no_mask}
+    given |= carrier(recorder, tokens.device, model.dtype) | {"position_ids": positions}
+    if positions is None:  # some models count them by the mask
+        del given["position_ids"], given["attention_mask"]
     try:
         model.eval()
         with torch.no_grad():
-            model.forward(**given, kv_step=recorder)
+            model.forward(**given)
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
         what = f"{_name(model)} can't be run with an attention of ours: {error}"
         raise ValueError(what) from error
     finally:
         for module, training in zip(model.modules(), modes, strict=True):
             module.training = training
+    if not recorder.calls:
+        what = "keeps its arguments from its attention, which can't be told what a step may see"
+        raise ValueError(f"{_name(model)} {what}")
     return recorder.calls
 
 

@@ -36,9 +36,8 @@ class ScatteredLayer(Layer):
         self.layer_idx, self.num_layers = layer_idx, num_layers
         self.compressor, self.rope = compressor, rotation.cached
         self.in_values = rotation.in_values
-        budget = compressor.layer_budget(layer_idx, num_layers)
         self.queries = compressor.layer_queries(layer_idx, num_layers)
-        self.limit = budget + buffer if budget and buffer else 0  # tokens that may be held uncut
+        self.buffer = buffer
         self.reset()
 
     def reset(self) -> None:
@@ -93,9 +92,11 @@ class ScatteredLayer(Layer):
 
     def _compress(self, scores: torch.Tensor | None = None) -> None:
         """Cut if more is held than may be; `scores` (B, H, n)."""
-        if self.length > self.limit:
-            place, seen = (self.layer_idx, self.num_layers), self.get_seq_length()
-            self._cut(self.compressor.keep(Held(self.keys, self.values, *place, scores, seen)))
+        which, seen = (self.layer_idx, self.num_layers), self.get_seq_length()
+        budget = self.compressor.layer_budget(*which, seen)
+        if not budget or not self.buffer or self.length > budget + self.buffer:
+            held = Held(self.keys, self.values, *which, scores, seen)
+            self._cut(self.compressor.keep(held))
 
     def _append_source(self, keys) -> None:
         B, H, n, _ = keys.shape

@@ -11,6 +11,8 @@ from .baseline import Dense
 from .compressed import CompressedCache
 from .hooks import Announced, body_of, by_name, detach, remove_hooks
 
+CANDIDATES = 64  # tokens that assisted decoding may guess wrong in one step
+
 
 @dataclass
 class Streaming:
@@ -40,6 +42,8 @@ class Streaming:
         require(ok, "past_key_values", kind, what)
         cache.__class__ = CompressedCache
         cache.__init__(model, **self.settings)
+        for layer in cache.layers:  # if this is assisted decoding, which doesn't say so any more
+            layer.recording = CANDIDATES
 
 
 def enable_streaming_llm(

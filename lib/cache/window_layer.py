@@ -22,7 +22,9 @@ class WindowLayer(Layer):
         self.in_values = rotation.in_values
         self.which = which  # of the step's `sink_shift`
         self.is_initialized = False
-        self.uncut: list[torch.Tensor] | None = None  # keys and values of the last step recorded
+        # of tokens that left in the last step, as far as it is recorded
+        self.left_keys: torch.Tensor | None = None
+        self.left_values: torch.Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -82,7 +84,13 @@ class WindowLayer(Layer):
 
     def reset(self) -> None:
         """Begin a new stream: the buffers stay, what is in them is not seen again."""
-        self.step = self.uncut = None
+        self.step = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """The last step's tokens won't be taken back."""
+        self.left_keys = self.left_values = None
+        self.undoable = 0
 
     def take_tokens(self, key_states, value_states):
         if not self.is_initialized or self.key_slots.shape[0] != key_states.shape[0]:
@@ -99,6 +107,8 @@ class WindowLayer(Layer):
     def _one(self, key, value):
         """Write the token into its slot, and the sinks anew where they must move or turn."""
         step, device = self.step, key.device
+        if self.undoable:
+            self._forget()
         self.key_slots.index_copy_(2, step.slot.to(device), key)
         self.value_slots.index_copy_(2, step.slot.to(device), value)
         if step.sink_slots is not None:
@@ -132,8 +142,8 @@ class WindowLayer(Layer):
             )
         ]
         self._write(step, uncut)
-        if self.recording:
-            self.uncut = uncut
+        if self.recording and not step.dense:
+            self._record(step, uncut)
         # padded rows have sinks twice in what is uncut
         return (key_states, value_states) if step.dense else tuple(uncut)
 
@@ -145,9 +155,28 @@ class WindowLayer(Layer):
             recent = x[:, :, end - (step.held_after - front) : end]
             buffer[:, :, front : step.held_after] = recent
 
+    def _record(self, step: Step, uncut: list[torch.Tensor]) -> None:
+        """Note what has left of `uncut` and must come back if the last tokens are taken back."""
+        self.undoable, end = int(min(self.recording, step.n)), step.held + step.n
+        window = self.slots.recent_size + self.slots.buffer
+        left = slice(
+            max(step.front_after, end - self.undoable - window),
+            end - (step.held_after - step.front_after),
+        )
+        self.left_keys, self.left_values = (x[:, :, left].clone() for x in uncut)
+
     def shorten(self, step: Step) -> None:
         """Have taken, of the last step's tokens, the first `step.n` only."""
-        self._write(step, self.uncut)
+        last, front = self.step, step.front_after
+        for buffer, left in (
+            (self.key_slots, self.left_keys),
+            (self.value_slots, self.left_values),
+        ):
+            window = torch.cat((left, buffer[:, :, last.front_after : last.held_after]), dim=2)
+            end = window.shape[2] - (last.n - step.n)
+            recent = window[:, :, end - (step.held_after - front) : end]
+            buffer[:, :, front : step.held_after] = recent
+        self._forget()
 
     def _keep_sinks(self, keys, values) -> None:
         """Copy those of the new tokens that are sinks."""

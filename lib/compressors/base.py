@@ -37,7 +37,7 @@ class Held:
     layer_idx: int
     num_layers: int
     scores: torch.Tensor | None = None  # (B, H, T)
-    seen: int | None = None  # tokens of the stream so far; None: those held are all
+    seen: int | None = None  # tokens of the text so far, kept or not; None: all are held
 
     @property
     def length(self) -> int:
@@ -86,8 +86,11 @@ class Compressor:
         """The window of a method that looks at positions only; None for one that looks at keys."""
         return None
 
-    def layer_budget(self, layer_idx: int, num_layers: int) -> int | None:
-        """`budget` of one layer, for methods that give layers different ones."""
+    def layer_budget(self, layer_idx: int, num_layers: int, seen: int | None = None) -> int | None:
+        """`budget` of one layer, for methods that give layers different ones.
+
+        After `seen` tokens of a text; None: of a text without end.
+        """
         return self.budget
 
     def layer_queries(self, layer_idx: int, num_layers: int) -> float:
@@ -119,6 +122,11 @@ class Compressor:
     def sizes(cls, budget: int, start_size: int) -> dict:
         """The parameters, by name, that share out a budget of which `start_size` are sinks."""
         return {"budget": budget}
+
+    @classmethod
+    def sizes_in_common(cls, budget: int) -> dict:
+        """Those of `sizes` that are alike in layers whose mean budget is `budget` (`Pyramid`)."""
+        return {}
 
     def keep(self, held: Held) -> torch.Tensor | None:
         """Indices of the tokens to keep, ascending, (n,) or (B, H, n); None keeps everything."""

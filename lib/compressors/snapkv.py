@@ -43,8 +43,12 @@ class SnapKV(Compressor):
 
     @classmethod
     def sizes(cls, budget: int, start_size: int) -> dict:
+        return {"budget": budget} | cls.sizes_in_common(budget)
+
+    @classmethod
+    def sizes_in_common(cls, budget: int) -> dict:
         """A window of half the budget, at most 32 tokens."""
-        return {"budget": budget, "window_size": min(32, max(1, budget // 2))}
+        return {"window_size": min(32, max(1, budget // 2))}
 
     @property
     def queries(self) -> int:

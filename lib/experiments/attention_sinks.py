@@ -39,7 +39,7 @@ def other_starts(texts: torch.Tensor, tokenizer, seed: int = 0) -> dict[str, tor
 
 
 def sink_table(strengths: Mapping[str, np.ndarray], threshold: float = 0.3) -> pd.DataFrame:
-    """Sinks of each kind of text: `strengths` by name, (N, L, H, K) as of `strength_by_text`.
+    """Sinks of each kind of text: `strengths` by name, (N, L, H, K) as of `sink_strength`.
 
     Columns `heads_%` (`heads_with_sink`), `mean` and `strongest` (the attention on the first token
     in the mean over heads, in the strongest head of each text), each with `_low` and `_high` (95%

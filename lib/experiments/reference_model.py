@@ -5,7 +5,7 @@ import torch
 
 from lib.compressors import RecentOnly, StreamingLLM
 from lib.load.texts import texts_of
-from lib.measure.attention_maps import heads_with_sink, strength_by_text
+from lib.measure.attention_maps import heads_with_sink, sink_strength
 from lib.measure.perplexity import evaluate, evaluate_recompute
 from lib.measure.stats import mean_ci, ppl_ci, ppl_ratio_ci
 from lib.training.batches import copying_loss
@@ -47,7 +47,7 @@ def _sinks(model, tokens) -> tuple:
     """Share of heads with a sink at the first token, above 0.3."""
     count, length = SINKS
     texts = texts_of(tokens, count, length + 1, model.config.bos_token_id)[:, :length]
-    share = heads_with_sink(strength_by_text(model, texts, 1))
+    share = heads_with_sink(sink_strength(model, texts, 1))
     return ("heads with a sink (%)", *mean_ci(100 * share), count)
 
 

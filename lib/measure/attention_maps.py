@@ -33,31 +33,24 @@ def attention_maps(model, input_ids: torch.Tensor) -> torch.Tensor:
 def sink_strength(model, input_ids: torch.Tensor, num_keys: int = 4) -> torch.Tensor:
     """Mean attention each of the first keys receives from itself and all later queries.
 
-    alpha[l, h, k] = mean over i >= k of A[i, k], (L, H, num_keys), averaged over the batch. Of one
-    text, a head has a sink at k when alpha > 0.3 (Gu et al. 2024, arXiv:2410.10781).
+    alpha[l, h, k] = mean over i >= k of A[i, k]: (L, H, num_keys) for ids (T,), and for ids (B, T)
+    that of each text, (B, L, H, num_keys). A head has a sink at k in a text when alpha > 0.3 (Gu et
+    al. 2024, arXiv:2410.10781); `heads_with_sink` counts them.
     """
     length = input_ids.shape[-1]
     require_int("num_keys", num_keys, 1)
     require(num_keys <= length, "num_keys", num_keys, f"at most the text's length, {length}")
-    return key_strength(attention_maps(model, input_ids), num_keys)
+    if input_ids.ndim == 2:
+        return torch.stack([sink_strength(model, ids, num_keys) for ids in input_ids])
+    maps = attention_maps(model, input_ids)[:, 0]  # (L, H, T, T)
+    return torch.stack([maps[..., k:, k].mean(-1) for k in range(num_keys)], -1)
 
 
-def key_strength(maps: torch.Tensor, num_keys: int) -> torch.Tensor:
-    """`sink_strength` of attention maps (L, B, H, T, T)."""
-    columns = [maps[..., k:, k].mean(-1).mean(1) for k in range(num_keys)]  # each (L, H)
-    return torch.stack(columns, -1)
+def heads_with_sink(strength: torch.Tensor | np.ndarray, threshold: float = 0.3) -> np.ndarray:
+    """Share of heads with a sink at the first token in each text, (B,), of `sink_strength`.
 
-
-def strength_by_text(model, texts: torch.Tensor, num_keys: int) -> np.ndarray:
-    """`sink_strength` of each text apart: (N, L, H, num_keys) for texts (N, T)."""
-    maps = (attention_maps(model, ids) for ids in texts)
-    return np.stack([key_strength(one, num_keys).numpy() for one in maps])
-
-
-def heads_with_sink(strength: np.ndarray, threshold: float = 0.3) -> np.ndarray:
-    """Share of heads with a sink at the first token in each text, (N,), of `strength_by_text`.
-
-    Its mean is the share of all pairs of a text and a head, as Gu et al. 2024 count
-    (arXiv:2410.10781); heads whose average over texts is above the threshold are other ones.
+    `strength` (B, L, H, num_keys). The mean is the share of all pairs of a text and a head, as Gu
+    et al. 2024 count (arXiv:2410.10781); heads whose average over texts is above the threshold are
+    other ones.
     """
-    return (strength[..., 0] > threshold).mean((1, 2))
+    return (np.asarray(strength)[..., 0] > threshold).mean((1, 2))

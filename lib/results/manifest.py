@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lib.paths import atomic_path
+from filelock import FileLock
+
+from lib.paths import atomic_path, cache_dir
 
 MANIFEST = "manifest.json"
 Entries = dict[str, dict[str, Any]]
@@ -28,17 +30,33 @@ def read_manifest(folder: Path) -> Entries:
 
 
 def add_to_manifest(folder: Path, entries: Entries) -> None:
-    """Enter whole `entries`, replacing those of the same files."""
+    """Enter whole `entries`, replacing those of the same files.
+
+    Writers of a folder wait for each other, so that none loses another's entries.
+    """
+    with FileLock(_lock_of(folder)):
+        manifest = _shared(read_manifest(folder) | entries)
+        with atomic_path(folder / MANIFEST) as path:
+            text = json.dumps(manifest, indent=1, ensure_ascii=False)
+            path.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _lock_of(folder: Path) -> Path:
+    """The lock of a results folder: not in it, since all of it is results."""
+    locks = cache_dir() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return locks / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.lock"
+
+
+def _shared(entries: Entries) -> dict[str, Entries]:
+    """Whole entries as they stand on disk: what the files of a run share stands once."""
     runs, files = {}, {}
-    for file, entry in sorted((read_manifest(folder) | entries).items()):
+    for file, entry in sorted(entries.items()):
         shared = {name: fact for name, fact in entry.items() if name not in _OF_A_FILE}
         run = _run_id(shared)
         runs[run] = shared
         files[file] = {name: entry[name] for name in _OF_A_FILE if name in entry} | {"run": run}
-    manifest = {"files": files, "runs": dict(sorted(runs.items()))}
-    with atomic_path(folder / MANIFEST) as path:
-        text = json.dumps(manifest, indent=1, ensure_ascii=False)
-        path.write_text(f"{text}\n", encoding="utf-8")
+    return {"files": files, "runs": dict(sorted(runs.items()))}
 
 
 def _whole(entry: dict[str, Any], runs: Entries) -> dict[str, Any]:

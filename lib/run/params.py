@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lib.paths import NOTEBOOKS
 
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
@@ -28,6 +30,8 @@ _BRACKETS = re.compile(r"\[([^\[\]]*)\]\s*$")
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 # YAML's spellings: `-p plot false` comes as a string, which papermill makes a bool of `False` only
 _BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+# a number in YAML 1.2, a string in the 1.1 that is read: `1e-3`, `1.5e3`, `-.5E+2`
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+")
 _SECTION = re.compile(r"\d\d_\w+")
 
 
@@ -63,10 +67,11 @@ class Parameter:
         """`value` as this parameter's type, or a `ParameterError`."""
         if not self.is_list:
             return self._check_one(value, value)
-        if not isinstance(value, list | tuple) or not value:
-            hint = f" (on the command line: -y '{self.name}: [first, second]')"
+        elements = _listed(value) if isinstance(value, str) else value
+        if not isinstance(elements, list | tuple) or not elements:
+            hint = f" (on the command line: -p {self.name} '[first, second]')"
             raise ParameterError(self._refusal(value) + hint)
-        return [self._check_one(element, value) for element in value]
+        return [self._check_one(element, value) for element in elements]
 
     def _check_one(self, element: Any, value: Any) -> Any:
         element = _exact(element, self.type)
@@ -89,12 +94,22 @@ def _with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
+def _listed(text: str) -> Any:
+    """A list as it is written on a command line, `[first, second]`; None for what is no YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+
+
 def _exact(value: Any, type_name: str) -> Any:
     """`value` as the type if nothing is lost by it, else None. A bool is not a number."""
     if type_name == "bool" and isinstance(value, str):
         return _BOOLS.get(value)
     if type_name in ("str", "bool"):
         return value if isinstance(value, _TYPES[type_name]) else None
+    if isinstance(value, str) and _FLOAT.fullmatch(value):
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

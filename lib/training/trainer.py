@@ -31,7 +31,7 @@ def probe(model, heldout: torch.Tensor) -> dict:
     ids = heldout.to(model.device)
     logits = model(input_ids=ids, use_cache=False).logits.float()
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    sinks = sink_strength(model, ids[:SINK_TEXTS])[:, :, 0]  # (L, H)
+    sinks = sink_strength(model, ids[:SINK_TEXTS]).mean(0)[:, :, 0]  # (L, H)
     return {
         "heldout_loss": loss.item(),
         "copying_loss": copying_loss(model),

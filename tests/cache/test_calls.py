@@ -494,6 +494,37 @@ def test_assisted_decoding(how, recent, buffer, prompt):
     assert (logits - expected[kept:]).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("how", ASSISTED)
+@pytest.mark.parametrize("buffer", [0, 4])
+def test_assisted_decoding_once_enabled(how, buffer):
+    model, ids = tiny_model("llama_gqa"), tiny_ids(20)
+    ids = torch.cat((ids, ids[:10]))
+    expected = own_generate(model, ids, 30, CompressedCache(model, StreamingLLM(3, 9), buffer))
+    enable_streaming_llm(model, 3, 9, buffer)
+    found = own_generate(model, ids, 30, **ASSISTED[how]())
+    assert torch.equal(found[0], expected[0])
+    assert (found[1] - expected[1]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("n", "taken", "ok"), [(64, 64, True), (70, 64, True), (70, 65, False)])
+def test_the_last_tokens_of_a_step_can_be_taken_back_once_enabled(n, taken, ok):
+    model, ids = tiny_model("llama_gqa"), tiny_ids(1, 90)
+    enable_streaming_llm(model, 3, 9, 0)
+    cache = DynamicCache()
+    with torch.no_grad():
+        model(ids[:, :10], past_key_values=cache)
+        model(ids[:, 10 : 10 + n], past_key_values=cache)
+        if not ok:
+            with pytest.raises(ValueError, match="tokens=80: allowed is as few as stay"):
+                cache.crop(-taken)
+            return
+        cache.crop(-taken)
+        held = 10 + n - taken
+        logits = model(ids[:, held:], past_key_values=cache).logits[0]
+    expected = literal_window(model, ids[0], 3, 9)[held:]
+    assert (logits - expected).abs().max() < 1e-4
+
+
 def test_assisted_decoding_that_is_refused():
     """Before any token is read."""
     model, ids, more = cached_model("llama_gqa"), tiny_ids(20), {"prompt_lookup_num_tokens": 3}

@@ -110,16 +110,35 @@ def test_skipped_layers_keep_everything(method):
 def test_pyramid_of_snapkv():
     method = Pyramid.at_budget(16, 2, method=SnapKV)
     budgets = [method.layer_budget(layer, 2) for layer in range(2)]
-    alone = [SnapKV.at_budget(budget, 2) for budget in budgets]
-    assert [one.window_size for one in alone] == [method.layer_queries(i, 2) for i in range(2)]
-    assert budgets[0] > budgets[1]
+    assert budgets == [24, 8]
+    assert [method.layer_queries(layer, 2) for layer in range(2)] == [8, 8]
     assert Pyramid(KeyDiff).layer_queries(0, 2) == 0
 
     def keep(held, given, layer):
-        return rule(alone[layer])(held, given, layer)
+        budget = method.layer_budget(layer, 2, len(given[0]))  # a row for every token so far
+        return rule(SnapKV(budget, 8))(held, given, layer)
 
     model, ids = cached_model("neox_25"), tiny_ids(1, 30, seed=3)
-    assert_like_the_rule(model, ids, method, [22, *[1] * 8], keep)
+    for prompt in (22, 20):
+        pieces = [prompt, *[1] * (30 - prompt)]
+        assert_like_the_rule(model, ids, method, pieces, keep)
+    cache = CompressedCache(model, method)
+    feed(model, cache, ids[:, :18], [18])
+    assert cache.cached_lengths == [18, 14]
+
+
+def test_a_lazy_pyramid():
+    """A layer grows by `buffer` over what its budget is by then."""
+    method = Pyramid.at_budget(16, 2, method=SnapKV, parameters={"window_size": 4})
+    model, ids = cached_model("neox_25"), tiny_ids(1, 34, seed=3)
+    cache, held = CompressedCache(model, method, buffer=5), [0, 0]
+    for t, piece in enumerate(ids.split([18, *[1] * 16], dim=1)):
+        feed(model, cache, piece, [piece.shape[1]])
+        for layer in range(2):
+            budget = method.layer_budget(layer, 2, 18 + t)
+            held[layer] += piece.shape[1]
+            held[layer] = budget if held[layer] > budget + 5 else held[layer]
+        assert cache.cached_lengths == held
 
 
 @families

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from methods_reference import norm, per_head, pyramid_budgets
+from methods_reference import norm, per_head, pyramid_budgets, pyramid_budgets_within
 from reference import cached_model, distinct_ids, literal_scattered, nll_of, tiny_ids
 from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa
 
@@ -204,8 +204,9 @@ def test_random_is_uniform():
     layers=st.integers(2, 48),
     base=st.integers(1, 64),
     beta=st.integers(1, 40),
+    seen=st.integers(1, 1500),
 )
-def test_pyramid_budgets(budget, layers, base, beta):
+def test_pyramid_budgets(budget, layers, base, beta, seen):
     base = min(base, budget)
     budgets = layer_budgets(budget, layers, base, beta)
     assert sum(budgets) == budget * layers
@@ -217,6 +218,33 @@ def test_pyramid_budgets(budget, layers, base, beta):
         for ours, theirs in zip(budgets, exact, strict=True)
     )
     assert layer_budgets(budget, 1, base, beta) == [budget]
+    capped = layer_budgets(budget, layers, base, beta, seen)
+    assert sum(capped) == budget * layers
+    assert capped[0] <= max(seen, budget)
+    exact = pyramid_budgets_within(seen, budget, layers, base, beta)
+    assert max(abs(x - y) for x, y in zip(capped, exact, strict=True)) <= Fraction(501, 1000)
+
+
+def test_pyramid_of_a_prompt_shorter_than_its_first_budget():
+    """150 tokens, 100 a layer: what the first can't hold the others have."""
+    method = Pyramid.at_budget(100, 4, method=SnapKV, parameters={"window_size": 8})
+    assert [method.layer_budget(i, 4) for i in range(4)] == [187, 129, 71, 13]
+    assert [method.layer_budget(i, 4, 150) for i in range(4)] == [150, 117, 83, 50]
+    assert [method.layer_budget(i, 4, 60) for i in range(4)] == [100] * 4
+    norms = Pyramid(H2OL2, 100)
+    lengths = [len(kept(norms, held(1, 2, 150, 4, layer_idx=i))[0][0]) for i in range(4)]
+    assert lengths == [150, 117, 83, 50]
+
+
+def test_all_layers_of_a_pyramid_have_one_window():
+    each = Pyramid(SnapKV, 100), Pyramid.at_budget(100, method=SnapKV)
+    for method in (*each, Pyramid(SnapKV, 100, parameters={"window_size": 8})):
+        window = 8 if method not in each else 32
+        assert {method.layer_queries(i, 4) for i in range(4)} == {window}
+    assert each[0].base_size == 32
+    assert Pyramid(SnapKV, 100, 20, parameters={"window_size": 8}).base_size == 20
+    with pytest.raises(ValueError, match="budget=14: allowed is an int >= 16"):
+        Pyramid(SnapKV, 40, 14, parameters={"window_size": 16})
 
 
 @pytest.mark.parametrize(
@@ -236,10 +264,11 @@ def test_pyramid_gives_every_layer_its_budget(method, parameters):
         assert len(kept(pyramid, cache)[0][0]) == expected[layer]
 
 
-def lowest_norms(method, layer_idx, num_layers):
+def lowest_norms(method, layer_idx, num_layers, seen):
     """The rule of H2OL2 and AdaptiveL2 on norms, for the slow loop."""
     if isinstance(method, Pyramid):
-        budgets = pyramid_budgets(method.budget, num_layers, method.base_size, method.beta)
+        sizes = method.budget, num_layers, method.base_size, method.beta
+        budgets = pyramid_budgets_within(seen, *sizes)
         method = H2OL2.at_budget(round(budgets[layer_idx]), method.start_size)
     if isinstance(method, H2OL2):
         return methods_reference.h2o_l2, (method.start_size, method.heavy_size, method.recent_size)
@@ -255,11 +284,16 @@ def lowest_norms(method, layer_idx, num_layers):
     ids=lambda method: method.name,
 )
 def test_token_by_token(method, family, positions):
+    model, ids = cached_model(family), distinct_ids(32, seed=4)
+    asked = []
+
     def keep(norms, layer):
-        rule, arguments = lowest_norms(method, layer, 2)
+        asked.append(layer)  # of each head, token by token
+        heads = getattr(model.config, "num_key_value_heads", model.config.num_attention_heads)
+        seen = -(-asked.count(layer) // heads)
+        rule, arguments = lowest_norms(method, layer, 2, seen)
         return rule(norms, *arguments)
 
-    model, ids = cached_model(family), distinct_ids(32, seed=4)
     result = evaluate(model, ids, method, 1, positions)
     expected = literal_scattered(model, ids, keep, positions)
     assert (result.nll - nll_of(expected, ids)).abs().max() < 5e-5
@@ -499,7 +533,7 @@ def test_methods_as_functions(name):
         (Pyramid, {"method": "keydiff"}, "method='keydiff': allowed is the class of another meth"),
         (Pyramid, {"method": Pyramid}, "allowed is the class of another method, such as KeyDiff"),
         (Pyramid, {"base_size": 0}, "base_size=0: allowed is an int >= 1"),
-        (Pyramid, {"budget": 11}, "budget=11: allowed is an int >= 12"),
+        (Pyramid, {"budget": 11, "base_size": 12}, "budget=11: allowed is an int >= 12"),
         (Pyramid, {"base_size": 4}, "budget=4: allowed is an int >= 5"),
         (Pyramid, {"seed": -1}, "seed=-1: allowed is an int >= 0"),
         (Pyramid, {"beta": 0.5}, "beta=0.5: allowed is a number >= 1"),

@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from reference import cached_model, tiny_ids
 
-from lib import attention_maps, load_tokenizer, sink_strength
+from lib import load_tokenizer
 from lib.experiments.attention_sinks import (
     other_starts,
     place_or_token,
@@ -17,7 +16,7 @@ from lib.experiments.attention_sinks import (
     training_strengths,
 )
 from lib.experiments.attention_sinks_plots import map_panels, strength_map, training
-from lib.measure.attention_maps import heads_with_sink, strength_by_text
+from lib.measure.attention_maps import heads_with_sink
 from lib.measure.stats import mean_ci, place_table, share_ci
 from lib.paths import MODELS
 
@@ -54,21 +53,6 @@ def test_random_tokens_are_evenly_drawn_and_differ_by_seed():
     counts = torch.bincount(one.flatten(), minlength=4096)[1:].double()  # 16 of each expected
     assert counts.sum() == 64 * 1024
     assert counts.var() / counts.mean() == pytest.approx(1, abs=0.1)  # as of a Poisson law
-
-
-@pytest.mark.parametrize("family", ["neox_25", "llama_gqa"])
-@pytest.mark.parametrize(("length", "num_keys"), [(1, 1), (9, 4), (16, 16)])
-def test_strength_by_text_is_that_of_each(family, length, num_keys):
-    model, texts = cached_model(family), tiny_ids(3, length)
-    strength = strength_by_text(model, texts, num_keys)
-    maps = attention_maps(model, texts)  # (L, N, H, T, T)
-    layers, _, heads = maps.shape[:3]
-    assert strength.shape == (3, layers, heads, num_keys)
-    for text, layer, head, key in np.ndindex(strength.shape):
-        received = [maps[layer, text, head, query, key].item() for query in range(key, length)]
-        assert strength[text, layer, head, key] == pytest.approx(np.mean(received), abs=1e-6)
-    together = sink_strength(model, texts, num_keys).numpy()
-    np.testing.assert_allclose(strength.mean(0), together, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Attention maps and the strength of sinks, by hand."""
 
+from itertools import product
+
 import pytest
 import torch
 from reference import FAMILIES, VOCAB, cached_model, project, rotate, tiny_ids, tiny_model
@@ -8,6 +10,7 @@ from lib import (
     StreamingLLM,
     attention_maps,
     evaluate,
+    heads_with_sink,
     sink_strength,
 )
 
@@ -43,22 +46,25 @@ def test_attention_maps_of_the_first_layer_by_hand(family):
 
 
 @pytest.mark.parametrize("family", ["neox_25", "llama_gqa"])
-def test_sink_strength(family):
-    model, ids, num_keys = cached_model(family), tiny_ids(3, 16), 5
-    maps = attention_maps(model, ids)
-    strength = sink_strength(model, ids, num_keys)
-    heads = model.config.num_attention_heads
-    assert strength.shape == (2, heads, num_keys)
-    for layer in range(2):
-        for head in range(heads):
-            for key in range(num_keys):
-                received = [
-                    maps[layer, row, head, query, key].item()
-                    for row in range(3)
-                    for query in range(key, 16)
-                ]
-                expected = sum(received) / len(received)
-                assert strength[layer, head, key].item() == pytest.approx(expected, abs=1e-6)
+@pytest.mark.parametrize(("length", "num_keys"), [(1, 1), (9, 4), (16, 16)])
+def test_sink_strength(family, length, num_keys):
+    model, texts = cached_model(family), tiny_ids(3, length)
+    strength = sink_strength(model, texts, num_keys)
+    maps = attention_maps(model, texts)  # (L, B, H, T, T)
+    layers, _, heads = maps.shape[:3]
+    assert strength.shape == (3, layers, heads, num_keys)
+    for text, layer, head, key in product(range(3), *map(range, strength.shape[1:])):
+        received = [maps[layer, text, head, query, key].item() for query in range(key, length)]
+        expected = sum(received) / len(received)
+        assert strength[text, layer, head, key].item() == pytest.approx(expected, abs=1e-6)
+    assert sink_strength(model, texts[1], num_keys).equal(strength[1])
+
+
+def test_a_head_with_a_sink_in_some_texts_counts_there():
+    """Averaged over the texts first, neither head would have one."""
+    strength = torch.tensor([[[[0.5], [0.1]]], [[[0.0], [0.4]]], [[[0.0], [0.1]]]])
+    assert heads_with_sink(strength).tolist() == [0.5, 0.5, 0.0]
+    assert (strength.mean(0) < 0.3).all()
 
 
 def test_the_attention_is_restored_after_an_error_too(monkeypatch):

@@ -1,9 +1,13 @@
 """Tables, figures and their manifest."""
 
+import subprocess
+import sys
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
+from lib.paths import ROOT
 from lib.plots import label_line_ends, use_style
 from lib.results.manifest import read_manifest
 from lib.results.provenance import machine_line
@@ -126,6 +130,21 @@ def test_the_manifest_names_notebook_parameters_and_machine(results, monkeypatch
     assert figure == ["", None, None, machine]
     for part in ("cores", "GiB RAM", "torch 2", "transformers 5"):
         assert part in machine
+
+
+def test_writers_at_the_same_time_lose_no_entry(tmp_path):
+    """Each is a process of its own, as notebooks are."""
+    program = (
+        "import sys; from pathlib import Path; from lib.results.manifest import add_to_manifest\n"
+        "for i in range(30): add_to_manifest(Path(sys.argv[1]), {f'{sys.argv[2]}-{i}': {}})"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path), name], cwd=ROOT)
+        for name in "abc"
+    ]
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0]
+    assert len(read_manifest(tmp_path)) == 90
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_a_crash_while_saving_leaves_the_earlier_file(results, monkeypatch):

@@ -86,6 +86,21 @@ def test_all_ways_to_give_parameters(speed):
     }
 
 
+def test_lists_and_numbers_are_alike_in_all_ways(sandbox):
+    lines = ["rate: float = 1.0  # a number", "methods: list[str] = ['a']  # names"]
+    write_notebook(sandbox.notebook("03_speed"), "pass", parameters="\n".join(lines))
+    (sandbox.root / "given.yaml").write_text("rate: 1e-3\nmethods: [b, c]\n")
+    for arguments in (
+        ("-p", "rate", "1e-3", "-p", "methods", "[b, c]"),
+        ("-y", "{rate: 1e-3, methods: [b, c]}"),
+        ("-f", "given.yaml"),
+    ):
+        done = sandbox.call(*LINE[:2], *arguments)
+        assert done.returncode == 0, done.stderr
+        copy = nbformat.read(sandbox.results / COPY, as_version=4)
+        assert copy.metadata.papermill.parameters == {"rate": 0.001, "methods": ["b", "c"]}
+
+
 @pytest.mark.parametrize(("spelt", "meant"), [("false", False), ("False", False), ("TRUE", True)])
 def test_a_bool_is_spelt_as_in_yaml_or_python(sandbox, spelt, meant):
     """papermill itself reads `-p plot false` as a string, and a string is true."""

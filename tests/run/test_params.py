@@ -91,6 +91,26 @@ def test_yamls_words_are_bools_where_one_is_meant(contract, spelt):
             check(contract, {name: spelt})
 
 
+@pytest.mark.parametrize(
+    ("text", "number"), [("1e-3", 0.001), ("5E-1", 0.5), ("+.25e+0", 0.25), ("0.1e1", 1.0)]
+)
+def test_numbers_are_spelt_as_in_yaml_1_2(contract, text, number):
+    assert yaml.safe_load(text) == text  # as of 1.1
+    assert check(contract, {"ratio": text}) == {"ratio": number}
+    assert check(contract, {"model": text}) == {"model": text}
+
+
+def test_elements_and_whole_numbers_are_spelt_so_too(contract):
+    given = yaml.safe_load("{cache: 1e3, lengths: [1e3, 2, 1.5e3]}")
+    assert check(contract, given) == {"cache": 1000, "lengths": [1000, 2, 1500]}
+
+
+def test_a_list_as_text(contract):
+    given = {"methods": "[b, a]", "lengths": "[128, 1e3]", "model": "[a]"}
+    expected = {"methods": ["b", "a"], "lengths": [128, 1000], "model": "[a]"}
+    assert check(contract, given) == expected
+
+
 @given(value=st.none() | NO_BOOL | st.lists(st.integers()) | st.dictionaries(st.text(), st.none()))
 def test_what_is_no_number_nor_bool_is_refused(contract, value):
     for name in ("cache", "ratio", "plot"):
@@ -115,7 +135,13 @@ def test_what_is_no_number_nor_bool_is_refused(contract, value):
         ("methods", ["a", "c"], "a list of str out of: a, b; got ['a', 'c']"),
         ("lengths", [1, 0], "a list of int in [1..]; got [1, 0]"),
         ("lengths", [], "a list of int in [1..]; got []"),
-        ("lengths", 128, "-y 'lengths: [first, second]'"),
+        ("lengths", 128, "-p lengths '[first, second]'"),
+        ("lengths", "128", "-p lengths '[first, second]'"),
+        ("lengths", "[128", "a list of int in [1..]; got '[128'"),
+        ("lengths", "[128, a]", "a list of int in [1..]; got '[128, a]'"),
+        ("ratio", "1e", "a float in [0..1]; got '1e'"),
+        ("ratio", "1e400", "a float in [0..1]; got '1e400'"),
+        ("cache", "1.5e0", "an int in [1..1024]; got '1.5e0'"),
         ("cahce", 1, "unknown parameter cahce; did you mean cache? (parameters: cache, ratio,"),
     ],
 )
