@@ -20,6 +20,7 @@ BELOW = {
     "experiments": {"training", "measure", "cache", "compressors", "load"},
     "results": set(),
     "run": {"results"},
+    "sweep": {"run", "results"},
 }
 MODULES = sorted(path for path in LIB.rglob("*.py") if path != LIB / "__init__.py")
 
