@@ -54,8 +54,8 @@ def snakemake(file: Path, cores: int, profile: Path | None) -> int:
         *(sys.executable, "-m", "snakemake", "runs"),
         *("--snakefile", ROOT / "workflow" / "Snakefile", "--directory", sweep_dir()),
         *("--config", f"file={file.resolve()}", "--retries", LAST_ATTEMPT - 1),
-        # what is there is good, whatever its time: its name tells its version
-        *("--rerun-triggers", "input", "--rerun-incomplete", "--nolock", "--keep-going"),
+        # what is there is good: its name tells its version, and it was written in one step
+        *("--rerun-triggers", "input", "--ignore-incomplete", "--nolock", "--keep-going"),
         *("--quiet", "all", *where),
     ]
     if profile is None:
