@@ -74,10 +74,10 @@ def _killed_for_memory() -> int:
 
 @contextmanager
 def one_gpu() -> Iterator[None]:
-    """A GPU of this machine that no other run holds, as `CUDA_VISIBLE_DEVICES`, in the block.
+    """A GPU of this machine that no other run holds, from now on this process's only one.
 
-    Out of those in `CUDA_VISIBLE_DEVICES`, or of all. A lock on a file goes with the process, so
-    that a killed run holds none. RuntimeError if all are taken: Snakemake counts them.
+    Out of those in `CUDA_VISIBLE_DEVICES`, or of all. It is held in the block by a lock on a file,
+    which goes with the process. RuntimeError if all are taken: Snakemake counts them.
     """
     for device in devices():
         path = Path(tempfile.gettempdir()) / f"kv-lab-{os.getuid()}-gpu-{device}.lock"
