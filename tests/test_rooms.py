@@ -21,6 +21,7 @@ BELOW = {
     "experiments": {"training", "measure", "cache", "compressors", "load"},
     "results": {"measure"},
     "run": {"results"},
+    "sweep": {"run", "results"},
 }
 MODULES = sorted(path for path in LIB.rglob("*.py") if path != LIB / "__init__.py")
 

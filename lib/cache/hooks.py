@@ -44,7 +44,8 @@ _caches: WeakKeyDictionary[torch.nn.Module, WeakSet[Announced]] = WeakKeyDiction
 
 def transformers_model(model: torch.nn.Module) -> PreTrainedModel:
     """`model`, or the transformers model that it wraps (PEFT, torch.compile)."""
-    found = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    found = next((m for m in modules if isinstance(m, PreTrainedModel)), None)
     what = "a transformers model, or a module around one"
     require(found is not None, "model", type(model).__name__, what)
     return found

@@ -161,6 +161,8 @@ def _layer(model, cache, calls: list, number: int) -> LayerProbe:
             f"{_name(model)}: layer {number} asks {len(calls)} times for its attention, not once"
         )
     _, _, attended, options = calls[0]
+    if not all(x.isfinite().all() for x in (attended, *held)):
+        raise ValueError(f"{_name(model)}: layer {number} gives NaN or infinite keys or values")
     more = sorted(name for name, x in options.items() if name not in KNOWN and _says(x))
     if more:
         raise ValueError(f"{_name(model)}: layer {number} lays its own {more} over its attention")

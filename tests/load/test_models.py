@@ -13,7 +13,7 @@ from reference import literal_window, nll_of, tiny_ids, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GPTNeoXForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lib import StreamingLLM, evaluate, generate, load_model, load_tokenizer
+from lib import H2O, LagKV, StreamingLLM, evaluate, generate, load_model, load_tokenizer
 from lib.load.shapes import LLAMA_SHAPES, PYTHIA_SHAPES
 from lib.paths import MODELS
 
@@ -236,6 +236,23 @@ def test_dtypes(tmp_path, no_network, tokenizer, stored):
     assert load_model(str(tmp_path), device="cpu", dtype=stored)[0].dtype == stored
 
 
+@pytest.mark.parametrize("room", ["180KB", "1KB"])
+def test_a_model_larger_than_memory_gives_the_same(tmp_path, no_network, monkeypatch, room):
+    """Layers on CPU and disk, read when they are needed: cut and turned as those in memory."""
+    monkeypatch.setenv("KVLAB_CACHE", str(tmp_path / "cache"))
+    whole, _ = as_on_the_hub(tmp_path, "llama_gqa", num_hidden_layers=4)
+    monkeypatch.setenv("KVLAB_DEVICE", "auto")  # as a notebook is told
+    model, tokenizer = load_model(str(tmp_path), max_memory={"cpu": room})
+    places = set(map(str, model.hf_device_map.values()))
+    assert places == ({"cpu", "disk"} if room == "180KB" else {"disk"})
+    ids = torch.tensor(tokenizer(TEXT * 2).input_ids)
+    for method in (None, StreamingLLM(2, 9), LagKV.at_budget(11), H2O.at_budget(11)):
+        expected = evaluate(whole, ids, method, chunk_size=4)
+        assert torch.equal(evaluate(model, ids, method, chunk_size=4).nll, expected.nll)
+    tokens = [generate(x, ids, StreamingLLM(2, 9), max_new_tokens=8).tokens for x in (model, whole)]
+    assert torch.equal(*tokens)
+
+
 def test_pickled_weights_are_not_read(tmp_path, no_network, tokenizer):
     model = saved(tmp_path, tokenizer, "neox_25")
     (tmp_path / "model.safetensors").unlink()
@@ -306,6 +323,8 @@ def test_a_relative_folder_is_found_from_the_repository_too(
         ({"device": "cuda:99"}, "device='cuda:99': allowed here is one of ['cpu'"),
         ({"dtype": "float16"}, "dtype='float16': allowed is None or one of [torch.float32"),
         ({"dtype": torch.int8}, "dtype=torch.int8: allowed is"),
+        ({"device": "auto"}, "device='auto': allowed is one device for a shape with random"),
+        ({"max_memory": {"cpu": 9}}, "max_memory={'cpu': 9}: allowed is None unless device='auto'"),
     ],
 )
 def test_wrong_arguments_are_refused(no_network, arguments, told):

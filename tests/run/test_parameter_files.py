@@ -12,7 +12,8 @@ from lib.load.texts import HUB_TEXTS
 from lib.paths import PARAMS
 from lib.run.__main__ import choose, read_parameters
 
-FILES = {file.stem: file for file in sorted(PARAMS.glob("*.yaml"))}
+# sweep.yaml is no parameter file: tests/sweep
+FILES = {file.stem: file for file in sorted(PARAMS.glob("*.yaml")) if file.stem != "sweep"}
 PYTHIA = [stem for stem in FILES if stem.startswith("pythia")]
 
 

@@ -1,0 +1,125 @@
+"""Generate a million tokens with sinks + window and watch: memory, time a token, positions.
+
+    python benchmarks/soak.py --tokens 1000000
+
+One token at a time, sampled, in one cache. Writes `tables/soak.csv` and `.md` under results/ and
+prints a line for each stretch. Ends with an error if memory grew by more than 1% or the last
+logits are not those of a short text.
+"""
+
+import argparse
+import statistics
+import time
+from collections import deque
+
+import pandas as pd
+import psutil
+import torch
+
+from lib import CompressedCache, StreamingLLM, cache_bytes, load_model, save_table
+from lib.require import require
+from lib.results.save import machine_line
+
+MEMORY = 0.01  # by which resident memory may differ from that of the first stretch
+LOGITS = 1e-3  # by which logits may differ: sums in another order, in float32
+
+
+@torch.no_grad()
+def soak(
+    model, prompt: torch.Tensor, tokens: int, parts: int, method: StreamingLLM, say=lambda row: None
+) -> pd.DataFrame:
+    """Generate `tokens` tokens after `prompt` (T,), T at least the sinks; a row per stretch.
+
+    Columns: `position`, the median, first and last decile of `ms_per_token`, `resident_mib` of the
+    process and `cache_mib` at the stretch's end, `cache_length`, and in the last row
+    `logits_error`: the largest difference to the logits of a short text (`_short_text`).
+    """
+    require(tokens >= parts, "parts", parts, f"at most the tokens, {tokens}")
+    sampler, process = torch.Generator().manual_seed(0), psutil.Process()
+    cache = CompressedCache(model, method)
+    sinks = prompt[: method.start_size].tolist()
+    reach = model.config.num_hidden_layers * (
+        method.budget + 1
+    )  # tokens that the last one hears of
+    tail = deque(prompt[method.start_size :].tolist(), maxlen=reach + method.budget)
+    logits = model(input_ids=prompt[None], past_key_values=cache).logits[0, -1]
+    ends = {tokens * part // parts for part in range(1, parts + 1)}
+    rows, seconds = [], []
+    for count in range(1, tokens + 1):
+        began = time.perf_counter()
+        token = torch.multinomial(logits.float().softmax(-1), 1, generator=sampler)
+        logits = model(input_ids=token[None], past_key_values=cache).logits[0, -1]
+        tail.append(int(token))
+        seconds.append(time.perf_counter() - began)
+        if count in ends:
+            deciles = statistics.quantiles(seconds, n=10)
+            rows.append(
+                {
+                    "position": len(prompt) + count,
+                    "ms_per_token": 1000 * statistics.median(seconds),
+                    "ms_per_token_p10": 1000 * deciles[0],
+                    "ms_per_token_p90": 1000 * deciles[-1],
+                    "resident_mib": process.memory_info().rss / 2**20,
+                    "cache_mib": cache_bytes(cache) / 2**20,
+                    "cache_length": max(cache.cached_lengths),
+                }
+            )
+            say(rows[-1])
+            seconds.clear()
+    require(cache.seen == len(prompt) + tokens, "seen", cache.seen, "all tokens of the stream")
+    short = _short_text(model, sinks + list(tail), method)
+    rows[-1]["logits_error"] = float((logits - short).abs().max())
+    return pd.DataFrame(rows)
+
+
+def _short_text(model, ids: list[int], method: StreamingLLM) -> torch.Tensor:
+    """Logits (V,) after the sinks and so many of the last tokens that no earlier one is heard.
+
+    A token of the last layer attends to `budget` tokens of the layer below, and so on down.
+    """
+    cache = CompressedCache(model, method)
+    return model(input_ids=torch.tensor([ids]), past_key_values=cache).logits[0, -1]
+
+
+def check(table: pd.DataFrame) -> None:
+    """ValueError if memory was not constant or the last position not exact."""
+    # the first stretch is where buffers find their size
+    resident = table.resident_mib[1:]
+    growth = float((resident / resident.iloc[0] - 1).abs().max())
+    require(growth <= MEMORY, "growth of resident memory", growth, f"at most {MEMORY}")
+    sizes = sorted({*table.cache_mib})
+    require(len(sizes) == 1, "cache_mib", sizes, "the same all along")
+    error = table.logits_error.iloc[-1]
+    require(error <= LOGITS, "logits_error", error, f"at most {LOGITS}")
+
+
+def _say(row: dict[str, float]) -> None:
+    print("  ".join(f"{name} {value:.6g}" for name, value in row.items()), flush=True)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--parts", type=int, default=20)
+    parser.add_argument("--model", default="reference")
+    parser.add_argument("--cache", type=int, default=256, help="budget in tokens, 4 of them sinks")
+    options = parser.parse_args()
+    model, tokenizer = load_model(options.model, device="cpu")
+    prompt = torch.tensor(tokenizer("A text begins here, and goes on.").input_ids)
+    method = StreamingLLM(4, options.cache - 4)
+    table = soak(model, prompt, options.tokens, options.parts, method, _say)
+    caption = (
+        f"{options.tokens:,} tokens generated by {options.model} with sinks + window "
+        f"{options.cache}: memory at the end of each stretch, time a token as median and deciles. "
+        f"{machine_line()}."
+    )
+    save_table(table, "soak", caption)
+    check(table)
+    print(
+        f"logits at the end differ from those of a short text by {table.logits_error.iloc[-1]:.2g}"
+    )
+
+
+if __name__ == "__main__":
+    main()

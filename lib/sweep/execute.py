@@ -1,0 +1,111 @@
+"""One run of a sweep: `python -m lib.sweep.execute FILE ID --attempt 1`.
+
+What comes of it is a CSV of rows: those of the notebook's table, or one that says why there are
+none. So a run that fails is a result, and the sweep goes on. A scheduler that kills the run kills
+this process, too; it then leaves a note, and the next attempt makes it a row.
+"""
+
+import argparse
+import logging
+import os
+import re
+import signal
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import pandas as pd
+import papermill
+
+from lib.paths import atomic_path
+from lib.run.staging import staged_run
+
+from .grid import Run, read_runs
+from .limits import OOM, TIMEOUT, Limits, one_gpu
+
+OK = "ok"
+LAST_ATTEMPT = 3
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|MemoryError|bad_alloc", re.IGNORECASE)
+
+
+def execute(run: Run, attempt: int) -> None:
+    """Run it, or after an attempt that was killed say why, and write its rows in one step."""
+    note = run.log.with_suffix(".killed")
+    status = note.read_text() if attempt > 1 and note.exists() else None
+    if attempt == LAST_ATTEMPT and status is None:
+        status = f"error: killed {attempt - 1} times from outside, without a warning"
+    note.unlink(missing_ok=True)
+    began = time.monotonic()
+    if status is None:
+        signal.signal(signal.SIGTERM, lambda *_: _leave_note(note, run, time.monotonic() - began))
+        status = _try(run)
+    rows = pd.DataFrame({"status": [status]})
+    if status == OK:
+        rows = pd.read_csv(run.folder / "tables" / f"{run.table}.csv", dtype=str)
+        rows.insert(0, "status", OK)
+    with atomic_path(run.rows) as path:
+        _with_run(rows, run).to_csv(path, index=False, lineterminator="\n")
+    print(f"{run.id}: {status}, {time.monotonic() - began:.0f} s", file=sys.stderr)
+
+
+def _leave_note(note: Path, run: Run, seconds: float) -> None:
+    # a scheduler looks at the time twice a minute, and begins to count before this process does
+    late = seconds > 60 * run.minutes - 30
+    note.write_text(TIMEOUT if late else f"error: ended from outside after {seconds:.0f} s")
+    sys.exit(143)
+
+
+def _try(run: Run) -> str:
+    """`ok`, or why not: `oom`, `timeout`, or `error: ` and the error's last line."""
+    run.log.parent.mkdir(parents=True, exist_ok=True)
+    scheduled = "SLURM_JOB_ID" in os.environ  # it holds the time, and deals out the GPUs
+    limits = Limits(run.memory_gb, None if scheduled else run.minutes)
+    os.environ["KVLAB_RESULTS"] = str(run.folder)
+    try:
+        with one_gpu() if run.gpus and not scheduled else nullcontext(), limits:
+            with staged_run(run.notebook, run.parameters):
+                papermill.execute_notebook(
+                    run.notebook, run.log, run.parameters, progress_bar=False
+                )
+            table = run.folder / "tables" / f"{run.table}.csv"
+            if not table.exists():
+                return f"error: {run.notebook.stem} saved no table {run.table}"
+    except Exception as error:
+        return limits.reason or _reason(error)
+    return OK
+
+
+def _reason(error: Exception) -> str:
+    name, said = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
+    if name == "OutOfMemoryError" or _NO_MEMORY.search(f"{name}: {said}"):
+        return OOM
+    return f"error: {name}: {' '.join(str(said).split())}"[:300]
+
+
+def _with_run(rows: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """`rows` behind the columns that name their run, parameters as they were given."""
+    about = {"run": f"{run.notebook.stem}-{run.key}", "version": run.version}
+    about |= {"notebook": run.notebook.stem, "minutes": run.minutes, "memory_gb": run.memory_gb}
+    for name, value in run.parameters.items():
+        column = f"{name}_given" if name in rows else name
+        about[column] = " ".join(map(str, value)) if isinstance(value, list) else value
+    return pd.concat([pd.DataFrame(about, index=rows.index), rows], axis=1)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m lib.sweep.execute")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("id")
+    parser.add_argument("--attempt", type=int, default=1)
+    arguments = parser.parse_args()
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    runs = {run.id: run for run in read_runs(arguments.file)}
+    if arguments.id not in runs:
+        sys.exit(f"no run {arguments.id}: what it depends on has changed since the sweep began")
+    execute(runs[arguments.id], arguments.attempt)
+
+
+if __name__ == "__main__":
+    main()
