@@ -3,7 +3,8 @@
 The hook sits on the model's body, which every call goes through: those of a wrapper (PEFT) or of a
 compiled model, too. A step that needs our attention carries a `kv_step` among its keyword
 arguments, down to the attention function: nothing is switched that another thread could see, or
-that an interrupt could leave behind.
+that an interrupt could leave behind. A `kv_watch` goes the same way: it is called with what the
+attention of each layer is given.
 """
 
 import functools
@@ -138,7 +139,9 @@ def _interface(self, attn_implementation: str, default):
     return functools.partial(_attend, _get_interface(self, attn_implementation, default))
 
 
-def _attend(own, *args, kv_step=None, **kwargs):
+def _attend(own, *args, kv_step=None, kv_watch=None, **kwargs):
+    if kv_watch is not None:
+        kv_watch(kv_step, *args, **kwargs)
     if kv_step is None:
         return own(*args, **kwargs)
     if isinstance(kv_step, Recorder):
