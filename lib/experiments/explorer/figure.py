@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from lib.measure.limits import Machine
-from lib.measure.stats import ppl_ci, stretches, with_interval
+from lib.measure.stats import ppl_ci, ppl_ratio_ci, stretches, with_interval
 from lib.plots import BLUE, GREY, VERMILLION, WIDTH, mark, method_style, subplots
 
 from . import views
@@ -24,7 +24,7 @@ def compared(setting: Setting) -> dict[str, Setting]:
     """Dense, the window that keeps as many tokens, and the setting, by the names of their rows."""
     lines = {"baseline": DENSE, f"recent_only_{setting.budget}": setting.window()}
     name = "baseline" if setting.key == DENSE else f"{setting.method}_{setting.budget}"
-    return lines | {name: setting}
+    return lines | {f"{name}_chosen" if name in lines else name: setting}
 
 
 def table(session: Session, setting: Setting) -> pd.DataFrame:
@@ -41,6 +41,21 @@ def table(session: Session, setting: Setting) -> pd.DataFrame:
             row |= with_interval(column, ppl_ci(part))
         rows.append(row | {"n_tokens": whole.numel()})
     return pd.DataFrame(rows)
+
+
+def reading(session: Session, setting: Setting) -> str:
+    """In words: the perplexity under a setting, beside the window's and dense attention's."""
+    dense, window, own = (stretches(session.nll(x)) for x in compared(setting).values())
+    beside = [
+        f"{name} {ppl_ci(nll)[0]:.1f} ({{:.2f}}x, {{:.2f}} to {{:.2f}})".format(
+            *ppl_ratio_ci(own, nll)
+        )
+        for name, nll in {f"a window of {setting.budget}": window, "dense attention": dense}.items()
+    ]
+    return (
+        f"On {len(session.tokens):,} tokens, {setting.label} gives a perplexity of "
+        f"{ppl_ci(own)[0]:.1f}, {' and '.join(beside)}; 95% intervals, paired over 16 stretches."
+    )
 
 
 def draw(
@@ -93,10 +108,8 @@ def _draw_text(ax: Axes, texts: list[str], shown: dict) -> None:
             ax.plot([x, x + width], [y, y], color=GREY, lw=0.6)
         ax.text(x, y, text, color="#222222" if held else "#999999", **style)
         x += width
-    ax.set_title(
-        "Text: held (underlined), evicted (struck out), current (boxed); darker: more seen"
-    )
-    ax.title.set_fontsize(10)
+    told = "Text: held (underlined), evicted (struck out), current (boxed); darker: more attention"
+    ax.set_title(told, fontsize=9)
 
 
 def _draw_loss(ax: Axes, session: Session, setting: Setting, step: int) -> None:
@@ -109,17 +122,21 @@ def _draw_loss(ax: Axes, session: Session, setting: Setting, step: int) -> None:
         ax.plot(x, curve["y"], color=color, label=line.label, marker=style.marker, ms=4)
         low, high = (np.array(curve[end], dtype=float) for end in ("low", "high"))
         ax.fill_between(x, low, high, color=color, alpha=0.13, lw=0)
-        told.append(
-            "{:.1f} ({:.1f} to {:.1f})".format(*(np.nan if v is None else v for v in curve["ppl"]))
-        )
+        told.append(f"{line.label} {_interval(curve['ppl'])}")
     mark(ax, setting.budget, "cache full")
     mark(ax, step, "step")
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     ax.set_xlabel("position (tokens; bands: 95% over 16 stretches of each span)")
     ax.set_ylabel("NLL (nats)")
-    ax.set_title("Mean PPL: " + ", ".join(told), fontsize=10)
-    ax.legend(loc="upper right", ncols=3, fontsize=8)
+    ax.set_title("Mean PPL: " + ", ".join(told), fontsize=9)
+    ax.margins(y=0.16)
+    ax.legend(loc="lower left", ncols=3, fontsize=8)
+
+
+def _interval(ppl: list[float | None]) -> str:
+    """21.3 (14.2 to 31.2), or the number alone where there is no interval."""
+    return "{:.1f} ({:.1f} to {:.1f})".format(*ppl) if None not in ppl else f"{ppl[0]:.1f}"
 
 
 def _draw_attention(ax: Axes, shown: dict) -> None:
@@ -173,4 +190,9 @@ def written(session: Session, setting: Setting, step: int, new_tokens: int) -> p
     for place, token in write(session.model, prompt, list(lines.values()), new_tokens, TEMPERATURE):
         ids[place] += [] if token is None else [token]
     texts = [session.tokenizer.decode(torch.tensor(own)) for own in ids]
-    return pd.DataFrame({"kept": [x.label for x in lines.values()], "written": texts})
+    return pd.DataFrame(
+        {
+            "kept": [x.label for x in lines.values()],
+            "written": [" ".join(text.split()) for text in texts],
+        }
+    )

@@ -106,13 +106,9 @@ function render({ model, el }) {
       sliding("buffer", "buffer", "tokens, log", buffers),
       choosing("positions", "positions", "distances", () => ({ in_cache: "in the cache", original: "in the text" }))),
     h("fieldset", { class: "group", "aria-label": "step, layer and head" },
-      sliding("step", "step", "token being read", () => whole(choices().length - 1), "wide"), play,
+      sliding("step", "step", "token being read", () => whole(choices().length - 1), "widest"), play,
       sliding("layer", "layer", "number", () => whole(choices().layers - 1)),
-      sliding("head", "head", "number", () => whole(choices().heads - 1)),
-      h("button", { onclick: () => ask("pin"), title: "keep the chosen line to compare with" }, "compare"),
-      h("button", { onclick: () => ask("unpin") }, "clear"),
-      h("button", { onclick: () => ask("write"), title: "let the model go on from the step" }, "write"),
-      h("button", { onclick: () => ask("stop"), title: "stop computing or writing" }, "stop")));
+      sliding("head", "head", "number", () => whole(choices().heads - 1))));
 
   // --- views ----------------------------------------------------------------------------------
   const view = {};
@@ -121,7 +117,11 @@ function render({ model, el }) {
   const keys = h("span", { class: "keys" });
   keys.innerHTML = `${word("sink", "sink")} ${word("kept", "kept")} ${word("gone", "evicted")} ${word("now", "current")} ${word("ahead", "ahead")} darker: more attention`;
   root.append(
-    place("status", "div", { class: "status", role: "status", "aria-live": "polite" }),
+    h("div", { class: "bar" }, place("status", "div", { class: "status", role: "status", "aria-live": "polite" }),
+      h("button", { onclick: () => ask("pin"), title: "pin this setting's line, to compare others with" }, "compare"),
+      h("button", { onclick: () => ask("unpin"), title: "drop the pinned lines" }, "clear"),
+      h("button", { onclick: () => ask("write"), title: "the model goes on from the step: dense, window and chosen" }, "write"),
+      h("button", { onclick: () => ask("stop"), title: "stop computing or writing (Escape)" }, "stop")),
     place("reading", "div", { class: "reading" }),
     h("h4", {}, "Text", keys),
     place("first", "div", { class: "strip first", "aria-label": "first tokens" }),
@@ -151,7 +151,7 @@ function render({ model, el }) {
   };
 
   function drawLoss({ curves = {}, pins = [], ratios = {} }) {
-    const W = Math.max(300, view.loss.clientWidth || 520), H = 190;
+    const W = Math.max(300, view.loss.clientWidth || 520), H = 165;
     const drawn = [...pins.map((curve) => [curve, ["--pin", "2 3"]]), ...["dense", "window", "chosen"].filter((x) => curves[x]).map((x) => [curves[x], LOOKS[x]])];
     const all = drawn.flatMap(([curve]) => [...curve.y, ...curve.low, ...curve.high]).filter((x) => x != null);
     const low = Math.min(...all, 1), high = Math.max(...all, 2), last = Math.max(64, choices().length - 1);
@@ -174,7 +174,8 @@ function render({ model, el }) {
     });
     told.push(...pins.map(({ label, ppl }) => `<span>┈┈ ${escape(label)}: PPL <b>${interval(ppl)}</b> <small>pinned</small></span>`));
     for (const [name, value] of Object.entries(ratios)) told.push(`<span>chosen / ${name}: <b>${interval(value)}</b></span>`);
-    view.reading.innerHTML = told.join("") + (curves.chosen ? " <small>mean perplexity; 95% intervals, ratios paired</small>" : "");
+    view.reading.innerHTML = told.join("");
+    view.reading.title = "mean perplexity with its 95% interval; ratios are paired over 16 stretches of the text";
     view.loss.setAttribute("aria-label", "Loss by position. " + view.reading.textContent);
   }
 
@@ -199,7 +200,7 @@ function render({ model, el }) {
 
   function drawAttention(attention) {
     if (!attention) return;
-    const W = Math.max(300, view.attention.clientWidth || 520), H = 190, { tokens, weights, sinks, old } = attention, n = tokens.length;
+    const W = Math.max(300, view.attention.clientWidth || 520), H = 165, { tokens, weights, sinks, old } = attention, n = tokens.length;
     const high = weights ? Math.max(...weights, 0.01) : 1, xs = (i) => 34 + ((W - 40) * i) / Math.max(n, 1), ys = (y) => 14 + ((H - 44) * (high - y)) / high;
     const wide = Math.max(1, (W - 40) / n - 0.4);
     const bars = (weights ?? []).map((w, i) => `<rect x="${xs(i).toFixed(1)}" y="${ys(w).toFixed(1)}" width="${wide.toFixed(1)}" height="${(H - 30 - ys(w)).toFixed(1)}" style="fill:var(${tokens[i] < sinks ? "--chosen" : "--window"})"><title>token ${tokens[i]}: ${(100 * w).toFixed(1)}%</title></rect>`);

@@ -71,13 +71,13 @@ class ExplorerWidget(anywidget.AnyWidget):
         self._show_session()
         self.on_msg(self._on_message)
         self.observe(self._changed, names="controls")
-        self._headless = "KVLAB_NOTEBOOK" in os.environ  # as in lib/progress.py
-        if not self._headless:
+        self.live = "KVLAB_NOTEBOOK" not in os.environ  # somebody looks, as in lib/progress.py
+        if self.live:
             self._begin()
 
     def _repr_mimebundle_(self, **kwargs):
         """The page; where a notebook runs headless, a sentence in its place."""
-        if self._headless:
+        if not self.live:
             return {"text/markdown": HEADLESS}
         return super()._repr_mimebundle_(**kwargs)
 
