@@ -109,9 +109,13 @@ def read_contract(path: Path) -> list[Parameter]:
     """Parameters of a notebook, in order; none if it has no cell tagged `parameters`."""
     for cell in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]:
         if "parameters" in cell["metadata"].get("tags", []):
-            source = "".join(cell["source"])
-            return [_parse(node, source.splitlines()) for node in ast.parse(source).body]
+            return parse_contract("".join(cell["source"]))
     return []
+
+
+def parse_contract(source: str) -> list[Parameter]:
+    """Parameters of a cell, in order; ValueError on a line that is none or has a wrong value."""
+    return [_parse(node, source.splitlines()) for node in ast.parse(source).body]
 
 
 def _parse(node: ast.stmt, lines: list[str]) -> Parameter:

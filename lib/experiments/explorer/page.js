@@ -7,6 +7,8 @@ const h = (tag, attributes = {}, ...children) => {
     else if (value === true) element.setAttribute(name, "");
     else if (value !== false && value != null) element.setAttribute(name, value);
   }
+  // JupyterLab would take the keys of whatever does not say this itself
+  if (/input|select|textarea|button|summary/.test(tag) || "tabindex" in attributes) element.setAttribute("data-lm-suppress-shortcuts", "true");
   element.append(...children);
   return element;
 };
@@ -25,7 +27,7 @@ function logarithmic(low, high) {
 }
 
 function render({ model, el }) {
-  const root = h("div", { class: "kvx", "data-lm-suppress-shortcuts": "true", role: "group", "aria-label": "Explorer" });
+  const root = h("div", { class: "kvx", role: "group", "aria-label": "Explorer" });
   const state = { seq: model.get("controls").seq ?? 0, pressed: {}, times: [], log: null };
   const fields = {};
 
@@ -230,7 +232,7 @@ function render({ model, el }) {
   function drawWriting(writing) {
     if (!writing) return view.writing.replaceChildren();
     const scrolled = [...view.writing.querySelectorAll("p")].map((p) => p.scrollTop + p.clientHeight >= p.scrollHeight - 4);
-    view.writing.innerHTML = `<h4>Written after <small>“…${escape(writing.after.replace(/\n/g, "↵"))}”</small></h4><div class="three">${Object.entries(writing.columns).map(([name, { label, text }]) => `<div data-column="${name}"><h4>${escape(label)}</h4><p tabindex="0">${escape(text)}</p></div>`).join("")}</div>`;
+    view.writing.innerHTML = `<h4>Written after <small>“…${escape(writing.after.replace(/\n/g, "↵"))}”</small></h4><div class="three">${Object.entries(writing.columns).map(([name, { label, text }]) => `<div data-column="${name}"><h4>${escape(label)}</h4><p tabindex="0" data-lm-suppress-shortcuts="true">${escape(text)}</p></div>`).join("")}</div>`;
     view.writing.querySelectorAll("p").forEach((p, i) => { if (scrolled[i] ?? true) p.scrollTop = p.scrollHeight; });
   }
 
