@@ -155,11 +155,11 @@ def check(contract: list[Parameter], given: dict[str, Any]) -> dict[str, Any]:
     known = {parameter.name: parameter for parameter in contract}
     for name in given:
         if name not in known:
-            raise ParameterError(f"unknown parameter {_suggest(name, known, 'parameters')}")
+            raise ParameterError(f"unknown parameter {suggest(name, known, 'parameters')}")
     return {name: known[name].check(value) for name, value in given.items()}
 
 
-def _suggest(name: Any, known: Collection[str], noun: str) -> str:
+def suggest(name: Any, known: Collection[str], noun: str) -> str:
     """A wrong name, the one it is near to, and all that are known."""
     near = difflib.get_close_matches(str(name), known, n=1)
     suggestion = f"; did you mean {near[0]}?" if near else ""
@@ -186,5 +186,5 @@ def section(content: Any, stem: str) -> dict[str, Any]:
     stems = sorted(path.stem for path in NOTEBOOKS.glob("[0-9]*.ipynb"))
     for key in sections:
         if key not in stems:
-            raise ParameterError(f"no notebook {_suggest(key, stems, 'notebooks')}")
+            raise ParameterError(f"no notebook {suggest(key, stems, 'notebooks')}")
     return content.get(stem) or {}

@@ -1,14 +1,14 @@
-"""What the explorer reads: its losses against `evaluate`, its looks against whole attention maps."""
+"""What the explorer reads: losses against `evaluate`, looks against whole attention maps."""
 
 import pytest
 import torch
 from reference import cached_model, tiny_ids
 
 from lib import evaluate
+from lib.cache.baseline import make_cache
 from lib.experiments.explorer.reading import Reading
 from lib.experiments.explorer.setting import METHODS, Setting, held_by_rule
 from lib.measure.attention_maps import attention_implementation, attention_maps
-from lib.cache.baseline import make_cache
 
 IDS = tiny_ids(300)
 

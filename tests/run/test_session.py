@@ -35,7 +35,8 @@ def run(monkeypatch):
 def test_a_wrong_value_is_one_sentence(run):
     again = [CELL.format(77), "print(size)", "size = 99", CELL.format(7), "print(size)"]
     found = run(CELL.format(50), "import lib", CELL.format(5), *again)
-    told = "ParameterError: parameter size must be an int in [1..10]; got {}\n(Cell In[{}], line 1; %tb shows all of it)"
+    told = "ParameterError: parameter size must be an int in [1..10]; got {}\n"
+    told += "(Cell In[{}], line 1; %tb shows all of it)"
     assert found[1] == told.format(50, 2)
     assert found[3] == told.format(77, 4)
     assert found[4] == "5\n"

@@ -268,6 +268,7 @@ function render({ model, el }) {
     shown = views;
     root.dataset.settled = String(views.settled ?? "");
     root.dataset.seq = String(views.seq ?? "");
+    root.dataset.ended = (views.ended ?? []).join("|"); // what was computed to its end
     requestAnimationFrame(() => setTimeout(() => { // the frame is on the screen
       for (const [seq, began] of Object.entries(state.pressed)) {
         const entry = (state.times.find((x) => x.seq === +seq) ?? state.times[state.times.push({ seq: +seq }) - 1]);

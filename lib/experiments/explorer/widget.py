@@ -199,7 +199,8 @@ class ExplorerWidget(anywidget.AnyWidget):
                         yield from self._look()
                     yield
                 self.ended.append(line)
-                self._show(setting, ratios=self._ratios(setting))
+                ended = [line.label for line in self.ended[-50:]]
+                self._show(setting, ratios=self._ratios(setting), ended=ended)
             yield from self._look()
 
     def _look(self) -> Iterator[None]:
