@@ -158,6 +158,14 @@ class Explorer:
         if settle:
             self.settle()
 
+    def type(self, name: str, value: str) -> None:
+        """Type a value into the box of a control."""
+        box = self.box(name)
+        box.select_text()
+        self.page.keyboard.type(value)
+        self.page.keyboard.press("Enter")
+        self.changes += 1
+
     def settle(self) -> None:
         """Wait till all is shown that was asked for."""
         script = "n => Number(document.querySelector('.kvx').dataset.settled) >= n"

@@ -35,17 +35,12 @@ def newest_only(explorer: Explorer) -> None:
 
 def bad_input(explorer: Explorer) -> None:
     """A sentence beside the control, and all is well again with the next value."""
-    box = explorer.box("recent_size")
-    box.fill("5000")
-    box.press("Enter")
-    explorer.changes += 1
+    explorer.type("recent_size", "5000")
     error = explorer.page.locator(".kvx .error", has_text="window = 5000")
     error.wait_for()
     assert explorer.page.locator('[data-mime-type="application/vnd.jupyter.stderr"]').count() == 0
     explorer.shot("refused")
-    box.fill("124")
-    box.press("Enter")
-    explorer.changes += 1
+    explorer.type("recent_size", "124")
     explorer.settle()
     assert error.count() == 0
 

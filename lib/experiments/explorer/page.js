@@ -53,6 +53,12 @@ function render({ model, el }) {
     fields[name] = { parts, error };
     return h("div", { class: `control ${kind}` }, h("label", { for: id }, label, " ", h("small", {}, unit)), h("div", { class: "pair" }, ...parts), error);
   };
+  // what is typed counts when the box is left, and with Enter
+  const taken = (element, name, read) => {
+    const take = () => { if (read() !== model.get("controls")[name]) change({ [name]: read() }); };
+    element.addEventListener("change", take);
+    element.addEventListener("keydown", (event) => { if (event.key === "Enter" && element.tagName === "INPUT") take(); });
+  };
   // a slider and a box for the exact value
   const sliding = (name, label, unit, values, kind = "") => {
     const box = h("input", { type: "number", min: 0 }), slider = h("input", { type: "range", min: 0, step: 1 });
@@ -66,7 +72,7 @@ function render({ model, el }) {
       if (document.activeElement !== box) box.value = value;
     };
     slider.addEventListener("input", () => { const value = values()[slider.value]; box.value = value; change({ [name]: value }); });
-    box.addEventListener("change", () => change({ [name]: box.value === "" ? 0 : Number(box.value) }));
+    taken(box, name, () => Number(box.value));
     const made = control(name, label, unit, [slider, box], kind);
     fields[name].show = show;
     return made;
@@ -82,7 +88,7 @@ function render({ model, el }) {
     return made;
   };
   const typing = (name, label, unit, element, number = false) => {
-    element.addEventListener("change", () => change({ [name]: number ? Number(element.value) : element.value }));
+    taken(element, name, () => (number ? Number(element.value) : element.value));
     const made = control(name, label, unit, [element]);
     fields[name].show = () => { if (document.activeElement !== element) element.value = model.get("controls")[name]; };
     return made;
