@@ -43,8 +43,6 @@ run: setup ## run one notebook: make run NB=03_speed ARGS="-p cache 512"
 verify: setup ## run what made results/ again and compare the numbers (NB="01 05": these only)
 	$(BIN)/python -m lib.run.verify $(NB)
 
-lab: setup ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks
 lab: setup ## open JupyterLab, the explorer first
 	$(BIN)/jupyter lab --ServerApp.root_dir=. notebooks/05_explorer.ipynb
 

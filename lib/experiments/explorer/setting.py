@@ -9,7 +9,7 @@ import torch
 from lib.cache.checks import POSITIONS
 from lib.compressors import ROWS, Compressor, L2Compress, RecentOnly
 from lib.measure.rows import BASELINE, at_budget
-from lib.plots import display_name
+from lib.names import display_name
 
 # `buffer` makes any method lazy, and presses of another project are not among the packages
 METHODS = (BASELINE, *(x for x in ROWS if x != "streaming_lazy" and not x.startswith("kvpress")))

@@ -16,7 +16,7 @@ import traitlets
 
 from lib.load.models import load_model
 from lib.measure.limits import Machine, measure_machine
-from lib.plots import display_name
+from lib.names import display_name
 
 from . import views
 from .session import Session
