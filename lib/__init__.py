@@ -1,6 +1,7 @@
 """KV Lab: a laboratory for KV-cache compression. Public names, imported when first used."""
 
 import importlib
+import sys
 
 _PUBLIC = {
     "measure.attention_maps": ["attention_maps", "heads_with_sink", "sink_strength"],
@@ -56,3 +57,7 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return __all__
+
+
+if "ipykernel" in sys.modules and (_shell := sys.modules["IPython"].get_ipython()) is not None:
+    importlib.import_module(".run.session", __name__).install(_shell)

@@ -2,10 +2,14 @@
 
 import ast
 import json
+import re
+import shlex
+import subprocess
 
+import nbformat
 import pytest
 
-from lib.paths import NOTEBOOKS
+from lib.paths import NOTEBOOKS, ROOT
 
 # what a last line may begin with besides the name of what is shown: it shows a page's text or a
 # table, or returns nothing
@@ -54,3 +58,26 @@ def test_the_first_cell_leads_to_the_glossary(path):
 )
 def test_stray_outputs_are_known(source, stray):
     assert leaves_a_stray_output(source) == stray
+
+
+def clean(raw: bytes) -> bytes:
+    """What git makes of a notebook before it commits it, by the line that `make setup` gives it."""
+    lines = subprocess.run(["make", "-n", "-B", "setup"], cwd=ROOT, capture_output=True, text=True)
+    given = re.search(r"git config (filter\.notebooks\.clean .*)", lines.stdout)
+    _, filtering = shlex.split(given[1])
+    command = shlex.split(filtering)
+    return subprocess.run(command, cwd=ROOT, input=raw, stdout=subprocess.PIPE, check=True).stdout
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_what_jupyterlab_leaves_is_not_committed(path):
+    raw = path.read_bytes()
+    notebook = nbformat.reads(raw.decode(), as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.update(execution_count=3, outputs=[nbformat.v4.new_output("stream", text="x")])
+            cell.metadata["execution"] = {"iopub.execute_input": "2026"}
+    notebook.metadata.language_info |= {"version": "3.11.9", "codemirror_mode": {"version": 3}}
+    notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {}}}
+    assert clean(nbformat.writes(notebook).encode() + b"\n") == raw
+    assert "notebooks/*.ipynb filter=notebooks" in (ROOT / ".gitattributes").read_text()

@@ -171,4 +171,34 @@ def _weights(query, key, step, queries, own: Own) -> Iterator[tuple[slice, torch
         yield keys, own.softmax(logits, mask).mean(dim=2)
 
 
+def last_weights(
+    query: torch.Tensor, key: torch.Tensor, step: Step | None, layer_idx: int, own: Own = Own()
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the last query of a step attends to: which of the keys (n,), and how much (H, n).
+
+    Query (B, H, n, D) and key (B, Hkv, S, D) as attention is given them, of one sequence; `step` is
+    None where the model's own causal attention is run.
+    """
+    S, groups = key.shape[2], query.shape[1] // key.shape[1]
+    query, key = query[:, :, -1:], key.repeat_interleave(groups, dim=1)
+    seen = torch.arange(max(0, S - (own.window or S)), S, device=key.device)
+    mask = None
+    if step is not None:
+        rope = None if step.ropes is None else step.ropes[layer_idx]
+        if step.sink_delta is not None and rope is not None:
+            own = replace(own, scaling=own.scale(query))
+            last = replace(step, sink_delta=step.sink_delta[:, -1:])
+            query, key = _append_sink_logits(query, key, last, rope)
+        _, keys, mask = list(step.blocks(S, query.device, query.dtype, own.window))[-1]
+        recent = torch.arange(keys.start + step.front, keys.stop, device=key.device)
+        seen = torch.cat((torch.arange(step.front, device=key.device), recent))
+        mask = None if mask is None else mask[:, :, None, -1:]
+    logits = own.scale(query) * as_float(query) @ as_float(key[:, :, seen]).mT  # (B, H, 1, n)
+    weights = own.softmax(logits[:, :, None], mask)[0, :, 0, 0]
+    visible = weights.new_ones(len(seen), dtype=torch.bool)
+    if mask is not None:
+        visible = mask[0, 0, 0, 0] == 0
+    return seen[visible], weights[:, visible]
+
+
 AttentionInterface.register(NAME, kv_lab_attention)

@@ -3,7 +3,8 @@
 The hook sits on the model's body, which every call goes through: those of a wrapper (PEFT) or of a
 compiled model, too. A step that needs our attention carries a `kv_step` among its keyword
 arguments, and on its mask, down to the attention function (models pass on one or both): nothing is
-switched that another thread could see, or that an interrupt could leave behind.
+switched that another thread could see, or that an interrupt could leave behind. A `kv_watch` goes
+the same way: it is called with what the attention of each layer is given.
 """
 
 import functools
@@ -151,9 +152,22 @@ def _interface(self, attn_implementation: str, default):
     return functools.partial(_attend, _get_interface(self, attn_implementation, default))
 
 
-def _attend(own, module, query, key, value, attention_mask=None, *args, kv_step=None, **kwargs):
+def _attend(
+    own,
+    module,
+    query,
+    key,
+    value,
+    attention_mask=None,
+    *args,
+    kv_step=None,
+    kv_watch=None,
+    **kwargs,
+):
     args = (module, query, key, value, attention_mask, *args)
     kv_step = getattr(attention_mask, "kv_step", None) if kv_step is None else kv_step
+    if kv_watch is not None:
+        kv_watch(kv_step, *args, **kwargs)
     if kv_step is None:
         return own(*args, **kwargs)
     if isinstance(kv_step, Recorder):

@@ -77,7 +77,7 @@ def generate(
     for piece in pieces:
         logits = _forward(model, piece, cache)
     for index in range(max_new_tokens):
-        tokens.append(_choose(logits, temperature, sampler))
+        tokens.append(choose_token(logits, temperature, sampler))
         times.append(now(ids.device) - began)
         held.append(held_lengths(cache))
         held_bytes.append(cache_bytes(cache))
@@ -115,7 +115,9 @@ def _compiled(model):
     return step
 
 
-def _choose(logits: torch.Tensor, temperature: float, sampler: torch.Generator) -> torch.Tensor:
+def choose_token(
+    logits: torch.Tensor, temperature: float, sampler: torch.Generator
+) -> torch.Tensor:
     """The next token, (B, 1)."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)

@@ -19,9 +19,11 @@ Import papermill, not this module: it needs papermill's engines to exist.
 
 import base64
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -30,10 +32,15 @@ from typing import Any
 
 import click
 import yaml
+from jupyter_client.kernelspec import KernelSpecManager
 from papermill.engines import NBClientEngine, papermill_engines
 from traitlets.config import Config
 
+from lib.paths import NOTEBOOKS, results_dir
+
 from . import params, staging
+
+papermill_log = logging.getLogger("papermill")
 
 
 class ContractEngine(NBClientEngine):
@@ -75,15 +82,37 @@ def _install(cli: ModuleType) -> None:
 
     def run(notebook_path: str | None, output_path: str, **options: Any) -> None:
         ours = notebook_path is not None and staging.is_ours(notebook_path)
+        if notebook_path is not None and not ours and not output_path:
+            _refuse_misspelt(Path(notebook_path))
         if not ours or options["help_notebook"]:
             return run_papermill(notebook_path=notebook_path, output_path=output_path, **options)
         notebook = Path(notebook_path)
+        _check_places(notebook, output_path, options)
         checked, options = _check_options(cli, notebook, options)
         if options["prepare_only"]:  # nothing is run, so no result is replaced
             return run_papermill(notebook_path=notebook_path, output_path=output_path, **options)
         return _run_staged(run_papermill, notebook, output_path, options, checked)
 
     command.callback = run
+
+
+def _refuse_misspelt(path: Path) -> None:
+    """Name the notebook that was meant, if `path` is none of this repository's."""
+    if not path.exists() and path.resolve().parent == NOTEBOOKS:
+        known = sorted(found.name for found in NOTEBOOKS.glob("[0-9]*.ipynb"))
+        raise _refusal(f"no notebook {params.suggest(path.name, known, 'notebooks')}")
+
+
+def _check_places(notebook: Path, output_path: str, options: dict[str, Any]) -> None:
+    """Refuse what papermill would tell late, by a traceback: output path and kernel."""
+    if options["prepare_only"] and not output_path:
+        raise _refusal(f"--prepare-only needs an output path: {notebook} OUTPUT.ipynb")
+    folder = Path(output_path).parent
+    if output_path and "://" not in output_path and not folder.is_dir():
+        raise _refusal(f"output path {output_path}: there is no folder {folder}")
+    kernel, known = options.get("kernel"), KernelSpecManager().find_kernel_specs()
+    if kernel and kernel not in known:
+        raise _refusal(f"no kernel {params.suggest(kernel, sorted(known), 'kernels')}")
 
 
 def _check_options(
@@ -94,10 +123,18 @@ def _check_options(
         given = _given_parameters(cli, notebook.stem, options)
         checked = params.check(params.read_contract(notebook), given)
     except (ValueError, OSError, yaml.YAMLError) as error:
-        raise _refusal(f"{notebook.name}: {error}") from error
+        raise _refusal(f"{notebook.name}: {error}{_hint(error, options)}") from error
     encoded = base64.b64encode(yaml.safe_dump(checked, sort_keys=False).encode())
     emptied = dict.fromkeys(("parameters", "parameters_raw", "parameters_file", "parameters_yaml"))
     return checked, options | emptied | {"parameters_base64": (encoded,) if checked else ()}
+
+
+def _hint(error: Exception, options: dict[str, Any]) -> str:
+    """What to type instead where `-r`, which gives text, gave a number."""
+    for name, value in options["parameters_raw"]:
+        if str(error).startswith(f"parameter {name} "):
+            return f" (-r gives text as it stands: -p {name} {value})"
+    return ""
 
 
 def _given_parameters(cli: ModuleType, stem: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -134,14 +171,22 @@ def _run_staged(
     try:
         with staging.staged_run(notebook, checked) as copy:
             output = output_path or str(copy)
+            papermill_log.addFilter(partial(_name_final, str(copy), notebook))
             run_papermill(notebook_path=str(notebook), output_path=output, **options)
     except Exception as error:
         if not output_path:
             failed_copy = os.path.relpath(staging.failed_copy_path(notebook))
             error.add_note(f"Earlier results are untouched; the failed copy is {failed_copy}")
         raise
-    if not output_path:
-        click.echo(f"Saved {os.path.relpath(staging.copy_path(notebook))}", err=True)
+    saved = output_path or os.path.relpath(staging.copy_path(notebook))
+    click.echo(f"Saved {saved}; figures and tables: {os.path.relpath(results_dir())}", err=True)
+
+
+def _name_final(staged: str, notebook: Path, record: logging.LogRecord) -> bool:
+    """Let papermill's log name the place where the copy will be, not the one that it comes from."""
+    final = os.path.relpath(staging.copy_path(notebook))
+    record.msg, record.args = record.getMessage().replace(staged, final), ()
+    return True
 
 
 class _PapermillCli(MetaPathFinder):

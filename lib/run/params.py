@@ -124,9 +124,13 @@ def read_contract(path: Path) -> list[Parameter]:
     """Parameters of a notebook, in order; none if it has no cell tagged `parameters`."""
     for cell in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]:
         if "parameters" in cell["metadata"].get("tags", []):
-            source = "".join(cell["source"])
-            return [_parse(node, source.splitlines()) for node in ast.parse(source).body]
+            return parse_contract("".join(cell["source"]))
     return []
+
+
+def parse_contract(source: str) -> list[Parameter]:
+    """Parameters of a cell, in order; ValueError on a line that is none or has a wrong value."""
+    return [_parse(node, source.splitlines()) for node in ast.parse(source).body]
 
 
 def _parse(node: ast.stmt, lines: list[str]) -> Parameter:
@@ -166,11 +170,11 @@ def check(contract: list[Parameter], given: dict[str, Any]) -> dict[str, Any]:
     known = {parameter.name: parameter for parameter in contract}
     for name in given:
         if name not in known:
-            raise ParameterError(f"unknown parameter {_suggest(name, known, 'parameters')}")
+            raise ParameterError(f"unknown parameter {suggest(name, known, 'parameters')}")
     return {name: known[name].check(value) for name, value in given.items()}
 
 
-def _suggest(name: Any, known: Collection[str], noun: str) -> str:
+def suggest(name: Any, known: Collection[str], noun: str) -> str:
     """A wrong name, the one it is near to, and all that are known."""
     near = difflib.get_close_matches(str(name), known, n=1)
     suggestion = f"; did you mean {near[0]}?" if near else ""
@@ -197,5 +201,5 @@ def section(content: Any, stem: str) -> dict[str, Any]:
     stems = sorted(path.stem for path in NOTEBOOKS.glob("[0-9]*.ipynb"))
     for key in sections:
         if key not in stems:
-            raise ParameterError(f"no notebook {_suggest(key, stems, 'notebooks')}")
+            raise ParameterError(f"no notebook {suggest(key, stems, 'notebooks')}")
     return content.get(stem) or {}

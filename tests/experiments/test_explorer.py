@@ -1,92 +1,341 @@
-"""The explorer: its results, its sliders and its figure."""
+"""The explorer without a browser: a control is set, and the data of each view is looked at."""
 
 import math
+import threading
 
-import ipywidgets as widgets
+import numpy as np
 import pytest
 import torch
 from reference import cached_model, tiny_ids
 
-from lib import RecentOnly, StreamingLLM, evaluate
-from lib.experiments.explorer import Explorer
-from lib.measure.stats import mean_ci
+import lib
+from lib import RecentOnly, StreamingLLM, evaluate, generate
+from lib.experiments.explorer import figure, views, widget
+from lib.experiments.explorer.session import Session
+from lib.experiments.explorer.setting import METHODS, Setting, refuse
+from lib.experiments.explorer.text import text_errors, text_tokens
+from lib.experiments.explorer.widget import ExplorerWidget
+from lib.experiments.explorer.worker import Worker
+from lib.experiments.explorer.writing import write
+from lib.measure.limits import Machine, decoding_work
+from lib.measure.rows import at_budget
+from lib.measure.stats import log_edges, mean_ci
+
+IDS = tiny_ids(300)
+MACHINE = Machine(bandwidth=1e9, gemm=1e10)
+SETTING = Setting("streaming", 4, 28)
+WHERE = {"model": "tiny", "text": "docs", "typed": "", "offset": 0, "seq_len": 300}
+WHERE |= {"step": 200, "layer": 1, "head": 0}
+
+
+class Letters:
+    """A tokenizer of one letter a token."""
+
+    bos_token_id = 0
+
+    def __call__(self, text, **kwargs):
+        return type("Ids", (), {"input_ids": [ord(letter) % 61 for letter in text]})
+
+    def convert_ids_to_tokens(self, ids):
+        return [chr(65 + token % 26) for token in ids]
+
+    def convert_tokens_to_string(self, words):
+        return "".join(words)
+
+    def decode(self, ids):
+        return "".join(self.convert_ids_to_tokens(list(map(int, ids))))
 
 
 @pytest.fixture
-def explorer():
-    return Explorer(cached_model("neox_25", torch.float32), tiny_ids(80))
+def session(monkeypatch, tmp_path):
+    monkeypatch.setenv("KVLAB_CACHE", str(tmp_path))
+    return Session(cached_model("neox_25", torch.float32), Letters(), IDS)
 
 
-def test_explorer_compares_equal_budgets(explorer):
-    results = explorer.compare(2, 10)
-    methods = {
-        "baseline": None,
-        "recent_only_12": RecentOnly(12),
-        "streaming_12": StreamingLLM(2, 10),
+@pytest.fixture
+def page(session, monkeypatch):
+    monkeypatch.delenv("KVLAB_NOTEBOOK", raising=False)
+    monkeypatch.setattr(widget, "machine", lambda *_: MACHINE)
+    page = ExplorerWidget(session, SETTING, WHERE, "notebooks/some.ipynb")
+    page.wait()
+    return page
+
+
+def test_the_first_views(page, session):
+    shown = page.wait()
+    assert {name: curve["label"] for name, curve in shown["curves"].items()} == {
+        "dense": "dense",
+        "window": "window 32",
+        "chosen": "sinks + window 4 + 28",
     }
-    assert list(results) == list(methods)
-    for name, method in methods.items():
-        assert torch.equal(results[name], evaluate(explorer.model, explorer.tokens, method).nll)
-    again = explorer.compare(2, 10)
-    assert all(again[name] is results[name] for name in results)
-    # another split of the same budget is another result
-    assert explorer.compare(4, 8)["recent_only_12"] is results["recent_only_12"]
-    assert not torch.equal(explorer.compare(4, 8)["streaming_12"], results["streaming_12"])
-    table = explorer.table(2, 10).set_index("method")
-    nll, row = results["streaming_12"], table.loc["streaming_12"]
-    parts = [nll[4 * i : 4 * i + 4].mean().item() for i in range(16)]  # of 79 tokens
-    expected = [math.exp(x) for x in mean_ci(parts)]
-    assert [row.ppl, row.ppl_low, row.ppl_high] == pytest.approx(expected, rel=1e-5)
-    last = math.exp(nll[-19:].mean())  # a quarter of 79 tokens, too few for stretches
-    assert row.ppl_last_quarter == pytest.approx(last, rel=1e-5)
-    assert math.isnan(row.ppl_last_quarter_low)
-    assert table.n_tokens.tolist() == [64, 64, 64]
+    nll = evaluate(session.model, IDS, StreamingLLM(4, 28)).nll
+    base = evaluate(session.model, IDS, RecentOnly(32)).nll
+    chosen, parts = shown["curves"]["chosen"], nll[:288].reshape(16, 18).mean(1)
+    assert chosen["ppl"] == pytest.approx([math.exp(x) for x in mean_ci(parts)], rel=1e-3)
+    difference = (nll - base)[:288].reshape(16, 18).mean(1)
+    expected = [math.exp(x) for x in mean_ci(difference)]
+    assert shown["ratios"]["window"] == pytest.approx(expected, rel=1e-3)
+    low, high = log_edges(16, 299)[:2]
+    assert chosen["y"][0] == pytest.approx(nll[low:high].mean().item(), rel=1e-3)
+    attention = shown["attention"]
+    assert attention["tokens"] == [0, 1, 2, 3, *range(172, 201)]
+    assert sum(attention["weights"]) == pytest.approx(1, abs=1e-3)
+    assert len(attention["shares"]) == 2
+    work = decoding_work(session.model, 32)
+    assert shown["cost"]["chosen"]["tokens"] == 32
+    assert shown["cost"]["full"]["tokens"] == 200
+    assert shown["cost"]["chosen"]["bytes"] == pytest.approx(work.cache_bytes * 32 / 33)
+    pace = 1 / max(work.bytes / 1e9, work.flops / 1e10)
+    assert shown["cost"]["chosen"]["tokens_per_s"] == pytest.approx(pace, rel=0.01)
+    assert "".join(page.text["pieces"]) == Letters().decode(IDS)
 
 
-def test_explorer_redraws_when_a_slider_moves(explorer, monkeypatch):
-    drawn = []
-    draw = Explorer.draw
-
-    def noted(self, start_size, recent_size):
-        drawn.append((start_size, recent_size))
-        return draw(self, start_size, recent_size)
-
-    monkeypatch.setattr(Explorer, "draw", noted)
-    box = explorer.widget(2, 10)
-    sliders, picture = box.children
-    sinks, window = sliders.children
-    assert isinstance(picture, widgets.Image)
-    images = [bytes(picture.value)]
-    for slider, value in ((sinks, 4), (window, 20), (sinks, 2), (window, 10)):
-        slider.value = value
-        images.append(bytes(picture.value))
-    assert drawn == [(2, 10), (4, 10), (4, 20), (2, 20), (2, 10)]
-    assert all(image.startswith(b"\x89PNG") for image in images)
-    assert len(set(images)) == 4
-    assert images[0] == images[-1]
-    assert explorer.widget(2, 10**6).children[0].children[1].value == 40  # half the text at most
+def test_a_moved_slider_changes_what_depends_on_it(page, session):
+    before = page.views
+    page.set(start_size=0)
+    shown = page.wait()
+    nll = evaluate(session.model, IDS, RecentOnly(28)).nll
+    assert shown["curves"]["chosen"]["ppl"][0] == pytest.approx(nll[:288].mean().exp().item(), 1e-3)
+    assert shown["curves"]["dense"] == before["curves"]["dense"]
+    assert shown["attention"]["tokens"] == list(range(172, 201))
+    assert page.begun.count(Setting("recent_only", 0, 28)) == 0  # the same as the chosen one
+    page.set(step=100, head=1, layer=0)
+    shown = page.wait()
+    assert shown["curves"]["chosen"]["ppl"] == page.views["curves"]["chosen"]["ppl"]
+    assert [shown["attention"][x] for x in ("step", "layer", "head")] == [100, 0, 1]
+    assert shown["attention"]["tokens"] == list(range(72, 101))
+    assert shown["attention"]["weights"] is not None
 
 
-def test_explorer_figure(explorer):
-    fig = explorer.draw(2, 10)
-    kept, ppl, nll = (
-        next(ax for ax in fig.axes if title in (ax.get_title(), ax.get_title("left")))
-        for title in (
-            "Seen: 2 sinks + 10 recent",
-            "Over the whole text",
-            "Loss by position",
-        )
+def test_only_the_newest_of_quick_moves_is_computed(page):
+    page.begun.clear()
+    page.ended.clear()
+    gate, compute = threading.Event(), page._session.compute
+
+    def slow(setting):  # the worker is held at its first chunk till all moves are made
+        for result in compute(setting):
+            gate.wait(10)
+            yield result
+
+    page._session.compute = slow
+    for size in (40, 41, 42, 43, 44):
+        page.set(recent_size=size)
+    gate.set()
+    shown = page.wait()
+    sizes = [setting.recent_size for setting in page.ended if setting.method == "streaming"]
+    assert sizes == [44]
+    # the worker may have begun another one before the newest came
+    assert sum(setting.method == "streaming" for setting in page.begun) <= 2
+    assert shown["curves"]["chosen"]["label"] == "sinks + window 4 + 44"
+
+
+def test_a_second_visit_computes_nothing(page, session):
+    page.set(recent_size=20)
+    page.wait()
+    page.set(recent_size=28)
+    page.wait()
+    page.begun.clear()
+    page.set(recent_size=20)
+    assert page.views["curves"].keys() == {"dense", "window", "chosen"}  # at once
+    page.wait()
+    again = Session(session.model, Letters(), IDS)  # another session: from disk
+    assert torch.equal(again.store.get(SETTING), session.store.get(SETTING))
+    other = Session(cached_model("llama", torch.float32), Letters(), IDS)
+    assert other.store.get(SETTING) is None
+    assert page.begun == []
+
+
+@pytest.mark.parametrize(
+    ("controls", "control", "said"),
+    [
+        ({"recent_size": 61}, "recent_size", "61 + 4 sinks + 0 of buffer are more than"),
+        ({"recent_size": 5000}, "recent_size", "window = 5000: allowed is 16 to 64 tokens"),
+        ({"start_size": 0, "recent_size": 0}, "recent_size", "window = 0: allowed is 16 to 64"),
+        ({"start_size": 17}, "start_size", "sinks = 17: allowed is 0 to 16 tokens"),
+        ({"buffer": -1}, "buffer", "buffer = -1"),
+        ({"method": "lagkv", "recent_size": 3}, "recent_size", "window = 3"),
+        ({"method": "l2_ratio_0.8", "buffer": 3}, "buffer", "allowed is 0"),
+        ({"step": 300}, "step", "step = 300: allowed is 0 to 299"),
+        ({"layer": 2}, "layer", "layer = 2: allowed is 0 to 1"),
+        ({"text": "typed"}, "typed", "the typed text is empty"),
+        ({"text": "typed", "typed": "short"}, "text", "'5 tokens': allowed is 64 to 65,536"),
+        ({"text": "no/such.txt"}, "text", "no such file"),
+        ({"seq_len": 70_000}, "seq_len", "length = 70000: allowed is 64 to 65,536"),
+        ({"model": "no-model"}, "model", "no such local folder"),
+    ],
+)
+def test_bad_input_is_a_sentence_beside_its_control(page, controls, control, said):
+    before = page.views["curves"]
+    page.set(**controls)
+    shown = page.wait()
+    assert list(shown["errors"]) == [control]
+    assert said in shown["errors"][control]
+    assert "\n" not in shown["errors"][control]
+    assert shown["curves"] == before
+    page.set(**{name: ({**WHERE, **vars(SETTING)})[name] for name in controls})
+    assert page.wait()["errors"] == {}
+
+
+def test_another_text(page):
+    page.set(text="typed", typed="the quick brown fox jumps over the lazy dog. " * 4, step=150)
+    shown = page.wait()
+    assert shown["errors"] == {}
+    assert page.choices["length"] == 180
+    assert shown["curves"]["dense"]["total"] == 179
+    page.set(typed="the quick brown fox jumps over the lazy dog. " * 2)
+    page.wait()
+    assert page.controls["step"] == 89  # the last token of what is left
+
+
+def test_pinned_settings_stay(page):
+    pinned = page.views["curves"]["chosen"]
+    page._on_message(page, {"do": "pin"}, [])
+    page.set(recent_size=20)
+    assert page.wait()["pins"] == [pinned]
+    page._on_message(page, {"do": "unpin"}, [])
+    assert page.wait()["pins"] == []
+
+
+def test_writing_is_what_generate_writes(page, session):
+    lines = [Setting("baseline", 0, 0), SETTING, Setting("tova", 0, 64)]
+    ids = [[], [], []]
+    for place, token in write(session.model, IDS[:64], lines, 20):
+        ids[place] += [] if token is None else [token]
+    for own, line in zip(ids, lines, strict=True):
+        assert own == generate(session.model, IDS[:64], line.compressor(), 20).tokens.tolist()
+    page._on_message(page, {"do": "write"}, [])
+    columns = page.wait()["writing"]["columns"]
+    assert {name: len(column["text"]) for name, column in columns.items()} == {
+        "dense": widget.NEW_TOKENS,
+        "window": widget.NEW_TOKENS,
+        "chosen": widget.NEW_TOKENS,
+    }
+
+
+def test_stopping(page):
+    began, compute = threading.Event(), page._session.compute
+
+    def endless(setting):
+        while True:
+            began.set()
+            yield next(compute(setting))
+
+    page._session.compute = endless
+    page.set(recent_size=20)
+    assert began.wait(10)
+    page._on_message(page, {"do": "stop"}, [])
+    assert page.wait()["status"]["state"] == "stopped"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_line_of_code_gives_the_perplexity_that_is_shown(session, method):
+    setting = Setting(method, 2, 30, 0, "original")
+    names = {name: getattr(lib, name) for name in lib.__all__}
+    names |= {"model": session.model, "tokens": IDS, "at_budget": at_budget}
+    ppl = eval(setting.code(), names)
+    assert ppl == pytest.approx(session.nll(setting).double().mean().exp().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("start_size", [0, 3])
+def test_settings_with_one_key_have_one_method(method, start_size):
+    setting = Setting(method, start_size, 30)
+    if method == "streaming" and not start_size:
+        assert setting.key == Setting("recent_only", 0, 30)
+    else:
+        assert setting.key.compressor() == setting.compressor()
+
+
+def test_the_line_for_papermill():
+    line = Setting("streaming", 4, 28, 2).papermill("notebooks/some.ipynb", {"text": "my text.txt"})
+    assert line == (
+        "papermill notebooks/some.ipynb -p method streaming -p start_size 4 -p recent_size 28 "
+        "-p buffer 2 -p positions in_cache -p text 'my text.txt'"
     )
-    heights = [bar.get_height() for bar in ppl.patches]
-    expected = [math.exp(x[:64].mean()) for x in explorer.compare(2, 10).values()]
-    assert heights == pytest.approx(expected, rel=1e-5)
-    labels = [line.get_label() for line in nll.lines[:3]]
-    assert labels == ["dense", "window 12", "sinks + window 12"]
-    assert nll.lines[3].get_xdata()[0] == 12  # where the cache is full
-    # the two areas: (key, query) inside or outside, against the rule
-    window, sinks = (area.get_paths()[0] for area in kept.collections)
-    for query in range(1, 80, 7):
-        for key in range(query):
-            point = (key + 0.5, query + 0.5)
-            inside = window.contains_point(point) or sinks.contains_point(point)
-            assert inside == (key < 2 or key > query - 10)
+
+
+def test_an_error_in_a_job_is_shown(page):
+    def fails():
+        raise RuntimeError("no memory\nleft")
+        yield
+
+    page._worker.ask(fails)
+    assert page.wait()["status"]["text"] == "RuntimeError: no memory left"
+
+
+def test_looks_are_answered_while_a_long_job_runs():
+    seen, go = [], threading.Event()
+
+    def long():
+        go.wait(10)
+        for number in range(3):
+            seen.append(number)
+            if number == 0:
+                worker.look(look)
+            yield
+
+    def look():
+        seen.append("look")
+        yield
+
+    worker = Worker(seen.append, lambda: seen.append("idle"))
+    worker.ask(long)
+    go.set()
+    assert worker.wait(10)
+    assert seen == [0, "look", 1, 2, "idle"]
+
+
+def test_headless_there_is_a_sentence_and_nothing_runs(session, monkeypatch):
+    monkeypatch.setenv("KVLAB_NOTEBOOK", "some")
+    page = ExplorerWidget(session, SETTING, WHERE, "notebooks/some.ipynb")
+    assert list(page._repr_mimebundle_()) == ["text/markdown"]
+    assert page.begun == []
+    assert not page.live
+
+
+def test_the_figure_and_the_table(session):
+    fig = figure.draw(session, SETTING, 200, 1, 0, MACHINE)
+    titles = [ax.get_title() or ax.get_title("left") for ax in fig.axes]
+    assert titles[1].startswith("Mean PPL: dense ")
+    assert titles[2].startswith("Attention of token 200, layer 1, head 0")
+    bars = [bar.get_height() for bar in fig.axes[2].patches]
+    assert bars == pytest.approx(session.look(SETTING, 200).of(1, 0)[1])
+    table = figure.table(session, SETTING).set_index("method")
+    assert list(table.index) == ["baseline", "recent_only_32", "streaming_32"]
+    nll = session.nll(SETTING)
+    assert table.ppl["streaming_32"] == pytest.approx(nll[:288].mean().exp().item(), rel=1e-5)
+    last = nll[-74:]
+    assert table.ppl_last_quarter["streaming_32"] == pytest.approx(
+        last[:64].mean().exp().item(), 1e-5
+    )
+    assert f"perplexity of {table.ppl['streaming_32']:.1f}" in figure.reading(session, SETTING)
+    texts = figure.written(session, SETTING, 100, 5)
+    assert texts.kept.tolist() == ["dense", "window 32", "sinks + window 4 + 28"]
+    assert texts.written.str.len().tolist() == [5, 5, 5]
+
+
+def test_a_curve_grows_by_whole_spans():
+    nll = torch.linspace(1, 3, 299)
+    whole, part = views.curve(nll, 299), views.curve(nll, 100)
+    assert part["x"] == whole["x"][: len(part["x"])]
+    assert part["y"] == whole["y"][: len(part["y"])]
+    assert max(part["x"]) < 100
+    assert (part["done"], part["total"]) == (100, 299)
+    assert np.isfinite(whole["y"]).all()
+
+
+def test_texts_begin_where_they_are_asked_to(monkeypatch):
+    monkeypatch.setattr(
+        "lib.experiments.explorer.text.load_tokens", lambda *_: torch.arange(min(_[2], 200))
+    )
+    assert text_tokens(Letters(), "docs", "", 50, 100).tolist() == [0, *range(51, 150)]
+    with pytest.raises(ValueError, match="no more than the text's 200 tokens"):
+        text_tokens(Letters(), "docs", "", 150, 100)
+    assert list(text_errors(" ", "", -1, 10)) == ["text", "offset", "seq_len"]
+
+
+def test_wrong_parameters_are_refused_in_one_sentence(session):
+    with pytest.raises(
+        ValueError, match="window: 61 .* 64 tokens; step = 300: allowed is 0 to 299"
+    ):
+        refuse(Setting("streaming", 4, 61), session.model, 300, 300, 0, 0)

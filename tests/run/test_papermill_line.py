@@ -120,7 +120,10 @@ def test_a_bool_is_spelt_as_in_yaml_or_python(sandbox, spelt, meant):
         (["-p", "cahce", "512"], "unknown parameter cahce; did you mean cache?"),
         (["-p", "cache", "abc"], "parameter cache must be an int in [1..1024]; got 'abc'"),
         (["-p", "cache", "0"], "parameter cache must be an int in [1..1024]; got 0"),
-        (["-r", "cache", "512"], "parameter cache must be an int in [1..1024]; got '512'"),
+        (["-r", "cache", "512"], "got '512' (-r gives text as it stands: -p cache 512)"),
+        (["--prepare-only"], "--prepare-only needs an output path: "),
+        (["-k", "pyton3"], "no kernel pyton3; did you mean python3? (kernels: "),
+        (["no/out.ipynb"], "output path no/out.ipynb: there is no folder no"),
         (["-y", "{lengths: [1, 0]}"], "parameter lengths must be a list of int in [1..4096]"),
         (["-y", "{lengths: "], "03_speed.ipynb: "),
         (["-f", "bad.yaml"], "parameter positions must be a str out of: in_cache, original"),
@@ -141,6 +144,26 @@ def test_a_refusal_is_told_before_anything_happens(speed, arguments, told):
     assert "Traceback" not in done.stderr
     assert not speed.results.exists()
     assert not (speed.root / "out.ipynb").exists()
+
+
+def test_a_misspelt_notebook_is_named(speed):
+    done = speed.call("papermill", "notebooks/03_sped.ipynb")
+    told = "no notebook 03_sped.ipynb; did you mean 03_speed.ipynb? (notebooks: 03_speed.ipynb)"
+    assert (done.returncode, done.stderr) == (2, f"Error: {told}\n")
+    code, shown = at_terminal(
+        ["papermill", "notebooks/03_sped.ipynb"], cwd=speed.root, env=speed.environment()
+    )
+    assert code == 2
+    assert "did you mean 03_speed.ipynb?" in " ".join(shown.split())
+
+
+def test_a_run_says_where_its_files_are(speed):
+    done = speed.call(*LINE)
+    assert f"Output Notebook: {COPY.replace('notebooks', 'results/notebooks', 1)}" in done.stderr
+    assert ".staging" not in done.stderr
+    assert "Saved results/notebooks/03_speed.ipynb; figures and tables: results\n" in done.stderr
+    done = speed.call("papermill", "notebooks/03_speed.ipynb", "out.ipynb")
+    assert "Saved out.ipynb; figures and tables: results\n" in done.stderr
 
 
 def test_a_failed_run_keeps_the_good_copy(speed):

@@ -1,0 +1,87 @@
+"""What the explorer shows, as plain numbers and words: drawn by the page, and by `figure.py`."""
+
+import math
+
+import numpy as np
+import torch
+
+from lib.measure.limits import Machine, decoding_work
+from lib.measure.stats import by_position, log_edges, ppl_ci, ppl_ratio_ci, stretches
+
+from .reading import Look
+from .setting import Setting, held_by_rule
+
+
+def curve(nll: torch.Tensor, done: int) -> dict:
+    """NLL (nats) by position of the first `done` tokens, with 95% intervals, and their perplexity.
+
+    Only spans of the text that are whole are among them.
+    """
+    edges = log_edges(16, len(nll), per_octave=2)
+    edges = edges[edges <= done]
+    part = stretches(nll[:done])
+    found = {"done": done, "total": len(nll), "ppl": _numbers(ppl_ci(part))}
+    found |= {"x": [], "y": [], "low": [], "high": []}
+    if len(edges) > 1:
+        table = by_position(nll[None], edges)
+        columns = {"y": "ppl", "low": "ppl_low", "high": "ppl_high"}
+        found["x"] = _numbers(table.position)
+        found |= {name: _numbers(np.log(table[column])) for name, column in columns.items()}
+    return found
+
+
+def ratio(nll: torch.Tensor, base: torch.Tensor) -> list[float | None]:
+    """Perplexity over that of `base`, paired over 16 stretches of the text: ratio, low, high."""
+    return _numbers(ppl_ratio_ci(stretches(nll), stretches(base)))
+
+
+def attention(setting: Setting, step: int, look: Look | None, layer: int, head: int) -> dict | None:
+    """The tokens that one head's query at `step` sees, and how much it attends to each.
+
+    Without a look the weights are not known yet, and the tokens only where the rule tells them.
+    """
+    sinks = setting.start_size if setting.has_sinks else 0
+    found = {"step": step, "layer": layer, "head": head, "sinks": sinks, "weights": None}
+    found |= {"shares": None, "first": sinks or 4}
+    if look is None:
+        held = held_by_rule(setting, step)
+        return None if held is None else found | {"tokens": held.tolist()}
+    tokens, weights = look.of(layer, head)
+    shares = [round(x, 4) for x in look.share(sinks or 4)]
+    return found | {"tokens": tokens, "weights": weights, "shares": shares}
+
+
+def cost(model, setting: Setting, step: int, look: Look | None, machine: Machine | None) -> dict:
+    """What the cache holds before the token at `step`, beside the full cache, and what it allows.
+
+    Bytes are of keys and values; tokens/s is the most that this machine's memory and arithmetic
+    allow a model that decodes with so much in its cache, batch 1.
+    """
+    held = None
+    if look is not None:
+        held = sum(x.shape[1] - 1 for x in look.tokens) / len(look.tokens)
+    elif (rule := held_by_rule(setting, step)) is not None:
+        held = len(rule) - 1
+    rows = {"full": step, "chosen": held}
+    found = {}
+    for name, tokens in rows.items():
+        if tokens is None:
+            continue
+        work = decoding_work(model, round(tokens))
+        per_token = decoding_work(model, 1).cache_bytes / 2
+        found[name] = {"tokens": round(tokens, 1), "bytes": round(tokens * per_token)}
+        if machine is not None:
+            seconds = max(work.bytes / machine.bandwidth, work.flops / machine.gemm)
+            found[name]["tokens_per_s"] = round(1 / seconds, 1)
+    return found
+
+
+def pieces(tokenizer, tokens: torch.Tensor) -> list[str]:
+    """Each token as text: what it adds to the text before it, so that the pieces read on."""
+    words = tokenizer.convert_ids_to_tokens(tokens.tolist())
+    return [tokenizer.convert_tokens_to_string([word]) for word in words]
+
+
+def _numbers(values) -> list[float | None]:
+    """Five significant digits, and None for what is no number: for JSON."""
+    return [float(f"{x:.5g}") if math.isfinite(x) else None for x in map(float, values)]

@@ -1,0 +1,337 @@
+"""The explorer's page: controls and linked views, drawn in the browser (`page.js`) from numbers.
+
+The kernel answers every change with what it knows, and a `Worker` computes the rest behind it.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import anywidget
+import torch
+import traitlets
+
+from lib.load.models import load_model
+from lib.measure.limits import Machine, measure_machine
+from lib.names import display_name
+
+from . import views
+from .session import Session
+from .setting import METHODS, MOST_BUFFER, MOST_SINKS, Setting, place_errors
+from .text import text_errors, text_tokens
+from .worker import Worker
+from .writing import TEMPERATURE, write
+
+HERE = Path(__file__).parent
+OF_TEXT = ("model", "text", "typed", "offset", "seq_len")
+OF_SETTING = ("method", "start_size", "recent_size", "buffer", "positions")
+OF_STEP = ("step", "layer", "head")
+DENSE = Setting("baseline", 0, 0)
+HEADLESS = "*Here the controls stand when the notebook is open in JupyterLab: `make lab`.*"
+NEW_TOKENS = 120  # of what is written
+
+
+class ExplorerWidget(anywidget.AnyWidget):
+    """What JupyterLab, Voila and VS Code show of a `Session`; `notebook` is for the papermill line.
+
+    `where` is what the other controls begin with: model, text, typed, offset, seq_len; step, layer
+    and head.
+    `controls` may be set from Python as well as on the page, all or `set` some; `views` is what is
+    shown. A setting that is overtaken by a newer one is dropped at its next chunk.
+    """
+
+    _esm = HERE / "page.js"
+    _css = HERE / "page.css"
+    controls = traitlets.Dict().tag(sync=True)
+    choices = traitlets.Dict().tag(sync=True)
+    text = traitlets.Dict().tag(sync=True)
+    views = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, session: Session, setting: Setting, where: dict, notebook: str = ""):
+        controls = {"seq": 0} | where | asdict(setting)
+        self._lock = threading.Lock()
+        self._models = {controls["model"]: (session.model, session.tokenizer)}
+        self._session, self._notebook, self._machine = session, notebook, None
+        self._pins: list[dict] = []
+        self.begun: list[Setting] = []  # what was computed, and what of it to the end
+        self.ended: list[Setting] = []
+        self._adjusting = False  # whether it is the kernel that moves controls
+        self._answering = None  # number of the change that the worker is at
+        self._worker = Worker(self._failed, self._when_idle)
+        methods = {name: display_name(name) for name in METHODS}
+        choices = {"methods": methods, "most_sinks": MOST_SINKS, "most_buffer": MOST_BUFFER}
+        super().__init__(
+            controls=controls,
+            choices=choices,
+            views={"pins": [], "errors": {}, "status": {"state": "computing", "text": ""}},
+        )
+        self._show_session()
+        self.on_msg(self._on_message)
+        self.observe(self._changed, names="controls")
+        self.live = "KVLAB_NOTEBOOK" not in os.environ  # somebody looks, as in lib/progress.py
+        if self.live:
+            self._begin()
+
+    def _repr_mimebundle_(self, **kwargs):
+        """The page; where a notebook runs headless, a sentence in its place."""
+        if not self.live:
+            return {"text/markdown": HEADLESS}
+        return super()._repr_mimebundle_(**kwargs)
+
+    def set(self, **controls) -> None:
+        """Move some of the controls."""
+        self.controls = self.controls | controls
+
+    def wait(self, seconds: float = 60) -> dict:
+        """The views when all that was asked for is shown; TimeoutError if that takes longer."""
+        if not self._worker.wait(seconds):
+            raise TimeoutError(f"still computing after {seconds} s")
+        return self.views
+
+    @property
+    def setting(self) -> Setting:
+        """What the controls say now."""
+        return Setting(**{name: self.controls[name] for name in OF_SETTING})
+
+    def _show(self, only_for: Setting | None = None, **news) -> None:
+        """Put `news` in the views, from either thread; none `only_for` a setting that has gone."""
+        with self._lock:
+            if only_for is None or only_for == self.setting:
+                self.views = self.views | news
+
+    def _show_session(self) -> None:
+        layers, heads = self._session.shape
+        limit, length = self._session.limit, len(self._session.tokens)
+        sizes = {"layers": layers, "heads": heads, "limit": limit, "length": length}
+        self.choices = self.choices | sizes
+        self.text = {"pieces": self._session.pieces()}
+
+    def _status(self, state: str, text: str, done: int = 0, total: int = 0) -> None:
+        self._show(status={"state": state, "text": text, "done": done, "total": total})
+
+    # --- what the page says -------------------------------------------------------------------
+
+    def _changed(self, change) -> None:
+        """Controls moved: the newest values are checked, and what is known is shown at once."""
+        names = {x for x in change.new if change.new[x] != (change.old or {}).get(x)} - {"seq"}
+        if not names or self._adjusting:
+            return
+        if names & set(OF_TEXT):
+            self._load()
+        elif names <= set(OF_STEP):
+            self._turn_to_step()
+        else:
+            self._begin()
+
+    def _on_message(self, _, content: dict, buffers) -> None:
+        """A button: pin, unpin, write or stop."""
+        action = content.get("do")
+        if action == "pin" and (curve := self.views.get("curves", {}).get("chosen")):
+            self._pins = [*self._pins, curve][-4:]
+            self._show(pins=self._pins)
+        elif action == "unpin":
+            self._pins = []
+            self._show(pins=[])
+        elif action == "write" and not self._errors():
+            self._worker.ask(self._write)
+        elif action == "stop":
+            self._worker.ask(self._stop)
+
+    def _errors(self) -> dict[str, str]:
+        """What is wrong with the controls that need no loading, a sentence by control."""
+        found = self.setting.errors(self._session.limit)
+        place = (self.controls[name] for name in OF_STEP)
+        found |= place_errors(self._session.model, len(self._session.tokens), *place)
+        return found
+
+    def _refused(self) -> bool:
+        """Whether something is wrong, which is then shown."""
+        errors = self._errors()
+        self._show(
+            errors=errors,
+            seq=self.controls.get("seq"),
+            settled=self.controls.get("seq") if errors else None,
+        )
+        return bool(errors)
+
+    # --- jobs, which run in the worker's thread ---------------------------------------------------
+
+    def _begin(self) -> None:
+        """Show what is known of a new setting, and compute the rest."""
+        if self._refused():
+            return self._worker.ask(self._stop)
+        setting = self.setting
+        lines = self._lines(setting)
+        known = {name: self._session.store.get(x) for name, x in lines.items()}
+        curves = {
+            name: self._curve(lines[name], nll, len(nll))
+            for name, nll in known.items()
+            if nll is not None
+        }
+        self._show(curves=curves, ratios=self._ratios(setting), code=self._code(setting))
+        self._show_step()
+        return self._worker.ask(self._compute)
+
+    def _turn_to_step(self) -> None:
+        if not self._refused():
+            self._show_step()
+            self._worker.look(self._look)
+
+    @staticmethod
+    def _lines(setting: Setting) -> dict[str, Setting]:
+        """What is compared, in the order in which it is computed."""
+        return {"chosen": setting, "window": setting.window(), "dense": DENSE}
+
+    def _compute(self) -> Iterator[None]:
+        """The lines that are not known, growing; the look as soon as its step has been read."""
+        self._answering, setting = self.controls.get("seq"), self.setting
+        for name, line in self._lines(setting).items():
+            if self._session.store.get(line) is None:
+                self.begun.append(line)
+                for done, nll in self._session.compute(line):
+                    curve = self._curve(line, nll, done)
+                    self._show(setting, curves=self.views["curves"] | {name: curve})
+                    self._status("computing", line.label, done, len(nll))
+                    if name == "chosen":
+                        yield from self._look()
+                    yield
+                self.ended.append(line)
+                ended = [line.label for line in self.ended[-50:]]
+                self._show(setting, ratios=self._ratios(setting), ended=ended)
+            yield from self._look()
+
+    def _look(self) -> Iterator[None]:
+        """What the chosen step attends to, unless that is shown or has not been read yet."""
+        self._answering, wanted = self.controls.get("seq"), (self.setting, self.controls["step"])
+        if self._session.known_look(*wanted) is None:
+            if not self._session.can_look(*wanted):
+                return
+            for look in self._session.looking(*wanted):
+                if look is None:
+                    self._status("computing", f"attention at step {wanted[1]:,}")
+                    yield
+        if not self._shown_weights():
+            self._show_step()
+
+    def _load(self) -> None:
+        """Another model or text: in the background, for it may take long."""
+        controls = self.controls
+        errors = text_errors(*(controls[name] for name in OF_TEXT[1:]))
+        self._show(errors=errors, seq=controls.get("seq"))
+        if not errors:
+            self._status("loading", f"{controls['model']}, {controls['text']}")
+            self._worker.ask(self._reload)
+
+    def _reload(self) -> Iterator[None]:
+        self._answering = self.controls.get("seq")
+        name, *of_text = (self.controls[x] for x in OF_TEXT)
+        yield
+        part = "model"
+        try:
+            if name not in self._models:
+                self._models = {name: load_model(name)}  # one at a time: they are large
+            yield
+            model, tokenizer = self._models[name]
+            part = "text"
+            tokens = text_tokens(tokenizer, *of_text)
+        except (ValueError, OSError) as error:
+            self._show(errors={part: " ".join(str(error).split())}, settled=self._answering)
+            self._status("failed", "")
+            return
+        yield
+        self._session, self._pins = Session(model, tokenizer, tokens), []
+        self._show_session()
+        layers, heads = self._session.shape
+        most = {"step": len(tokens) - 1, "layer": layers - 1, "head": heads - 1}
+        limit = self._session.limit - self.controls["start_size"] - self.controls["buffer"]
+        most["recent_size"] = limit
+        fitting = {x: min(self.controls[x], high) for x, high in most.items()}
+        self._adjusting = True
+        self.set(**fitting)
+        self._adjusting = False
+        self._show(pins=[], curves={}, writing=None)
+        self._begin()
+
+    def _stop(self) -> Iterator[None]:
+        self._status("stopped", "")
+        yield from ()
+
+    def _write(self) -> Iterator[None]:
+        """Continue the text up to the step, three times, a token each in turn."""
+        setting, step = self.setting, self.controls["step"]
+        lines = {"dense": DENSE, "window": setting.window(), "chosen": setting}
+        columns = {x: {"label": line.label, "ids": [], "text": ""} for x, line in lines.items()}
+        names, tokenizer = list(lines), self._session.tokenizer
+        prompt = self._session.tokens[: step + 1]
+        written = write(self._session.model, prompt, list(lines.values()), NEW_TOKENS, TEMPERATURE)
+        for place, token in written:
+            column = columns[names[place]]
+            if token is not None:
+                column["ids"].append(token)
+                column["text"] = tokenizer.decode(column["ids"])
+            if token is None or place == len(names) - 1:
+                shown = {x: {y: c[y] for y in ("label", "text")} for x, c in columns.items()}
+                self._show(writing={"after": tokenizer.decode(prompt[-24:]), "columns": shown})
+                done = len(columns["chosen"]["ids"])
+                self._status("writing", "the text goes on", done, NEW_TOKENS)
+            yield
+
+    # --- what is shown --------------------------------------------------------------------------
+
+    @staticmethod
+    def _curve(line: Setting, nll: torch.Tensor, done: int) -> dict:
+        return views.curve(nll, done) | {"label": line.label}
+
+    def _ratios(self, setting: Setting) -> dict[str, list]:
+        """Perplexity of the chosen setting over the window's and dense attention's."""
+        known = {name: self._session.store.get(x) for name, x in self._lines(setting).items()}
+        if known["chosen"] is None:
+            return {}
+        others = {name: nll for name, nll in known.items() if name != "chosen" and nll is not None}
+        return {name: views.ratio(known["chosen"], nll) for name, nll in others.items()}
+
+    def _code(self, setting: Setting) -> dict[str, str]:
+        """The setting as a line of Python and as one for a terminal."""
+        names = ("model", "text", "offset", "seq_len", *OF_STEP)
+        more = {name: self.controls[name] for name in names}
+        return {"python": setting.code(), "papermill": setting.papermill(self._notebook, more)}
+
+    def _shown_weights(self) -> bool:
+        """Whether the attention that is shown is that of the controls."""
+        shown, controls = self.views.get("attention") or {}, self.controls
+        same = all(shown.get(name) == controls[name] for name in OF_STEP)
+        return same and shown.get("weights") is not None and shown["label"] == self.setting.label
+
+    def _show_step(self) -> None:
+        """Attention and cost at the step; where nothing is known yet the old ones, marked so."""
+        setting, (step, layer, head) = self.setting, (self.controls[x] for x in OF_STEP)
+        look = self._session.known_look(setting, step)
+        shown = views.attention(setting, step, look, layer, head)
+        if shown is None:
+            shown = (self.views.get("attention") or {"tokens": [], "weights": None}) | {"old": True}
+        else:
+            shown |= {"label": setting.label}
+        money = views.cost(self._session.model, setting, step, look, self._machine)
+        self._show(attention=shown, cost=money, code=self._code(setting))
+
+    def _failed(self, error: Exception) -> None:
+        """A job ended with an error: said in one sentence."""
+        self._status("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+    def _when_idle(self) -> None:
+        """All is shown that was asked for."""
+        if self.views["status"]["state"] in ("computing", "writing"):
+            self._status("done", "")
+        self._show(settled=self._answering)
+        if self._machine is None:
+            self._machine = machine(self._session.model.device, self._session.model.dtype)
+            self._show_step()
+
+
+@cache
+def machine(device: torch.device, dtype: torch.dtype) -> Machine:
+    """What this machine can read and multiply, measured once."""
+    return measure_machine(device, dtype, seconds=0.2)

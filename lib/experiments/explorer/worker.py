@@ -1,0 +1,88 @@
+"""A thread that computes in the background, and always the newest of what it was asked for.
+
+A job is a generator: wherever it yields, a newer one may take its place.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+
+Job = Callable[[], Iterator[None]]
+
+
+class Worker:
+    """Runs the newest `ask`; between its yields, and when it is done, the newest `look`.
+
+    A job that is overtaken is closed where it is. `failed` is called, here, with what a job raised;
+    `idle` when nothing is left to do.
+    """
+
+    def __init__(self, failed: Callable[[Exception], None], idle: Callable[[], None]):
+        self._failed, self._idle = failed, idle
+        self._news = threading.Condition()
+        self._asked: Job | None = None
+        self._looked: Job | None = None
+        self._thread: threading.Thread | None = None
+        self._busy = False
+
+    def ask(self, job: Job | None) -> None:
+        """Run `job` as soon as the running one yields; None only ends that one."""
+        self._put("_asked", job or (lambda: iter(())))
+
+    def look(self, job: Job) -> None:
+        """Run `job` between the yields of what was asked for."""
+        self._put("_looked", job)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether all was done within so many seconds."""
+        with self._news:
+            done = lambda: not self._busy and not self._asked and not self._looked  # noqa: E731
+            return self._news.wait_for(done, seconds)
+
+    def _put(self, name: str, job: Job) -> None:
+        with self._news:
+            setattr(self, name, job)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="explorer", daemon=True)
+                self._thread.start()
+            self._news.notify_all()
+
+    def _take(self, name: str) -> Job | None:
+        with self._news:
+            job = getattr(self, name)
+            setattr(self, name, None)
+            return job
+
+    def _run(self) -> None:
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._asked or self._looked)
+                self._busy = True
+            if job := self._take("_asked"):
+                self._go(job, self._overtaken)
+            if not self._asked:
+                self._look()
+            if not self._asked and not self._looked:
+                self._idle()
+                with self._news:
+                    self._busy = False
+                    self._news.notify_all()
+
+    def _overtaken(self) -> bool:
+        """Whether the running `ask` has to end; a look that came in between is done first."""
+        self._look()
+        return self._asked is not None
+
+    def _look(self) -> None:
+        if job := self._take("_looked"):
+            self._go(job, lambda: self._asked is not None or self._looked is not None)
+
+    def _go(self, job: Job, ended: Callable[[], bool]) -> None:
+        steps = job()
+        try:
+            for _ in steps:
+                if ended():
+                    break
+        except Exception as error:  # shown on the page: in this thread nobody would see it
+            self._failed(error)
+        finally:
+            steps.close()

@@ -1,0 +1,95 @@
+"""What the explorer reads: losses against `evaluate`, looks against whole attention maps."""
+
+import pytest
+import torch
+from reference import cached_model, tiny_ids
+
+from lib import evaluate
+from lib.cache.baseline import make_cache
+from lib.experiments.explorer.reading import Reading
+from lib.experiments.explorer.setting import METHODS, Setting, held_by_rule
+from lib.measure.attention_maps import attention_implementation, attention_maps
+
+IDS = tiny_ids(300)
+
+
+def last(looks):
+    return [x for x in looks if x is not None][-1]
+
+
+def read(family, setting):
+    return Reading(cached_model(family), IDS, setting)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_are_those_of_evaluate(method):
+    setting = Setting(method, 2, 30)
+    reading = read("llama_gqa", setting)
+    *_, (done, nll) = reading.run()
+    expected = evaluate(reading.model, IDS, setting.compressor(), setting.chunk_size).nll
+    assert done == len(nll) == 299
+    torch.testing.assert_close(nll, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["neox_25", "llama_gqa"])
+def test_a_dense_step_attends_as_the_whole_map_says(family):
+    reading = read(family, Setting("baseline"))
+    maps = attention_maps(reading.model, IDS)[:, 0]  # (L, H, T, T)
+    for step in (0, 1, 100, 255, 299):
+        look = last(reading.look(step))
+        for layer, weights in enumerate(look.weights):
+            assert look.tokens[layer].tolist() == [list(range(step + 1))]
+            torch.testing.assert_close(weights, maps[layer, :, step, : step + 1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("positions", ["in_cache", "original"])
+@pytest.mark.parametrize("buffer", [0, 7])
+@pytest.mark.parametrize("family", ["neox_25", "llama_gqa"])
+def test_a_streaming_step_attends_as_the_loop_does(family, buffer, positions):
+    """The token-by-token loop, whose own eager attention tells its weights."""
+    setting = Setting("streaming", 3, 20, buffer, positions)
+    reading = read(family, setting)
+    list(reading.run())
+    cache = make_cache(reading.model, setting.compressor(), buffer, positions)
+    with torch.no_grad(), attention_implementation(reading.model, "eager"):
+        for step in range(280):
+            out = reading.model(
+                input_ids=IDS[None, step : step + 1],
+                past_key_values=cache,
+                output_attentions=True,
+            )
+            if step not in (0, 2, 21, 23, 24, 31, 63, 64, 150, 256, 270):
+                continue
+            look = last(reading.look(step))
+            for layer, weights in enumerate(look.weights):
+                assert look.tokens[layer][0].tolist() == held_by_rule(setting, step).tolist()
+                expected = out.attentions[layer][0, :, 0].float()
+                torch.testing.assert_close(weights, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["fix_l2_high", "keydiff", "h2o", "tova", "snapkv", "lagkv"])
+def test_other_methods_attend_to_what_they_hold(method):
+    """Keys found again by their tokens: each held key is that token's own, turned or not."""
+    if method not in METHODS:
+        pytest.skip("no such row")
+    setting = Setting(method, 2, 30, positions="original")
+    reading = read("llama_gqa", setting)
+    cache = reading._new_cache()
+    plain = make_cache(reading.model, None)
+    with torch.no_grad():
+        for start in range(0, 256, 64):
+            reading._feed(cache, start, start + 64)
+        reading._feed(plain, 0, 256)
+    given = reading._given(cache, 256, 260)
+    keys = plain.layers[0].keys[0]  # layer 0 has seen nothing of what was cut: (Hkv, T, D)
+    for head, tokens in enumerate(given[0]):
+        assert tokens[-4:].tolist() == [256, 257, 258, 259]
+        torch.testing.assert_close(cache.layers[0].keys[0, head], keys[head, tokens[:-4]])
+    look = last(reading.look(259))
+    assert [len(x) for x in look.tokens] == [2, 2]
+    for weights in look.weights:
+        torch.testing.assert_close(weights.sum(1), torch.ones(len(weights)))
+    assert 0 <= min(look.share(2)) <= max(look.share(2)) <= 1
+    # a later look at the same step, from a copy that the first one left
+    again = last(reading.look(259))
+    assert all(torch.equal(a, b) for a, b in zip(look.weights, again.weights, strict=True))
