@@ -37,11 +37,14 @@ class Own:
         return self.softcap is None and self.sinks is None and (self.window or n) >= n
 
     def softmax(self, logits: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Weights for scaled logits (B, Hkv, group, n, S) and a mask that broadcasts to them."""
+        """Weights for scaled logits (B, Hkv, group, n, S) and a mask of the last keys, (., n, m).
+
+        The mask is added to the logits in place.
+        """
         if self.softcap is not None:
             logits = self.softcap * (logits / self.softcap).tanh()
         if mask is not None:
-            logits = logits + mask
+            logits[..., -mask.shape[-1] :] += mask
         if self.sinks is None:
             return logits.softmax(dim=-1)
         sinks = self.sinks.to(logits).view(*logits.shape[1:3], 1, 1)
@@ -50,12 +53,23 @@ class Own:
 
 
 def _attend(query, key, value, mask, dropout, own: Own) -> torch.Tensor:
-    """Attention of one block, all (B, H, n or S, D)."""
+    """Attention of one block: query (B, H, n, D), key and value (B, Hkv, S, D)."""
+    heads, S = key.shape[1:3]
     if own.softcap is None and own.sinks is None:
-        return scaled_dot_product_attention(query, key, value, mask, dropout, scale=own.scaling)
-    logits = own.scale(query) * as_float(query) @ as_float(key).mT
-    weights = own.softmax(logits[:, :, None], None if mask is None else mask[:, :, None])
-    return F.dropout(weights[:, :, 0].to(value.dtype), dropout) @ value
+        if mask is not None:
+            mask = pad(mask, (S - mask.shape[-1], 0))
+        grouped, scale = heads < query.shape[1], own.scaling
+        return scaled_dot_product_attention(
+            query, key, value, mask, dropout, scale=scale, enable_gqa=grouped
+        )
+    logits = _by_group(own.scale(query) * as_float(query), heads) @ as_float(key)[:, :, None].mT
+    weights = own.softmax(logits, None if mask is None else mask[:, :, None])
+    return (F.dropout(weights.to(value.dtype), dropout) @ value[:, :, None]).flatten(1, 2)
+
+
+def _by_group(query: torch.Tensor, heads: int) -> torch.Tensor:
+    """Query (B, H, n, D) as (B, Hkv, group, n, D): those that share one of the `heads` keys."""
+    return query.unflatten(1, (heads, -1))
 
 
 def kv_lab_attention(
@@ -88,7 +102,7 @@ def kv_lab_attention(
         layer.receive(received_attention(query, key, kv_step, layer.queries, own))
     rope = None if kv_step.ropes is None else kv_step.ropes[module.layer_idx]
     D, groups = value.shape[-1], query.shape[1] // key.shape[1]
-    if groups > 1:  # grouped queries
+    if groups > 1 and query.device.type != "cpu":  # kernels that take a mask want whole heads there
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     if kv_step.sink_delta is not None and rope is not None:
         own = replace(own, scaling=own.scale(query))
@@ -96,8 +110,9 @@ def kv_lab_attention(
         value = pad(value, (0, key.shape[-1] - D))
     whole = kv_step.slots is None and kv_step.n == key.shape[2] > 1
     if whole and own.is_plain(kv_step.n):  # a prompt that is seen densely
+        grouped = key.shape[1] < query.shape[1]
         output = scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=True, scale=scaling
+            query, key, value, None, dropout, is_causal=True, scale=scaling, enable_gqa=grouped
         )
         return output.transpose(1, 2).contiguous(), None
     front, outputs = kv_step.front, []
@@ -113,7 +128,7 @@ def kv_lab_attention(
 
 
 def _append_sink_logits(query, key, step, rope):
-    """Query and key (B, H, n or S, D + E); E is the number of sinks, twice that in 16 bits.
+    """Query and key (B, H or Hkv, n or S, D + E); E is the number of sinks, twice in 16 bits.
 
     The logits are not scaled yet: in float16 they may not fit and are divided by `unit`.
     """
@@ -122,7 +137,8 @@ def _append_sink_logits(query, key, step, rope):
     turned = rope.turn(query.to(exact), step.sink_delta[:, None])  # (B, H, n, D)
     unit = 2.0**10 if key.dtype == torch.float16 else 1.0
     highest = torch.finfo(query.dtype).max
-    logits = (turned @ sinks.to(exact).mT / unit).clamp(-highest, highest)  # (B, H, n, front)
+    logits = _by_group(turned, key.shape[1]) @ sinks.to(exact)[:, :, None].mT / unit
+    logits = logits.flatten(1, 2).clamp(-highest, highest)  # (B, H, n, front)
     parts = [logits.to(query.dtype)]
     if query.dtype != exact:  # 16 bits round them too coarsely: the rest rides along as well
         parts.append((logits - parts[0].to(exact)).to(query.dtype))
@@ -164,8 +180,7 @@ def _weights(query, key, step, queries, own: Own) -> Iterator[tuple[slice, torch
     start = 0 if queries == math.inf else max(0, n - queries)
     for block, keys, mask in step.blocks(S, query.device, query.dtype, own.window, start):
         first = max(block.start, start)
-        q = scale * as_float(query[:, :, first : block.stop])
-        q = q.unflatten(1, (heads, -1))  # (B, Hkv, group, block, D)
+        q = _by_group(scale * as_float(query[:, :, first : block.stop]), heads)
         logits = (q.flatten(2, 3) @ key[:, :, keys].mT).unflatten(2, q.shape[2:4])
         mask = None if mask is None else mask[:, :, None, first - block.start :]
         yield keys, own.softmax(logits, mask).mean(dim=2)

@@ -55,11 +55,13 @@ class Step:
 
         Scattered tokens are seen by the next `window` only, counted among those held (all of them
         for None). Blocks before the query `start` are left out. The slice of keys begins with
-        `front` places where the sinks are to be put. Layers share the masks, (1 or B, 1, queries,
-        keys), unless these would grow with the square of the length.
+        `front` places where the sinks are to be put. A mask, (1 or B, 1, queries, keys), may be of
+        the last keys only: those before are seen. Layers share the masks, unless these would grow
+        with the square of the length.
         """
         size = BLOCK if device.type == "cpu" else GPU_BLOCK
-        if self.slots is None and self.n > size:  # each is made when it is needed
+        limited = self.slots is None and (window or length) < length
+        if limited and self.n > size:  # each is made when it is needed
             return self._make_blocks(length, size, device, dtype, window, start // size * size)
         known = length, device, window
         if known not in self._blocks:
@@ -75,17 +77,19 @@ class Step:
             return
         reach = window - 1 if self.slots is None else self.slots.recent_size + self.slots.buffer
         old, masks = length - self.n, {}
+        whole = self.slots is None and window == length
         for begin in range(start, self.n, size):
             end = min(begin + size, self.n)
             low = max(0, old + begin - reach - self.front)
             keys = slice(low, max(self.front, old + end))
-            key = self._alike(begin, end, keys)
-            if self.slots is None:  # no two are alike, and all would be a matrix of the whole text
+            # scattered tokens without a window: those before the block are seen by all of it
+            masked = slice(old + begin, keys.stop) if whole else keys
+            key = (end - begin,) if whole else self._alike(begin, end, keys)
+            if self.slots is None and not whole:  # no two are alike: a matrix of the whole text
                 masks.clear()
             if key not in masks:
-                masks[key] = additive(
-                    self._visible(begin, end, keys, length, window, device), dtype
-                )
+                visible = self._visible(begin, end, masked, length, window, device)
+                masks[key] = additive(visible, dtype)
             yield slice(begin, end), keys, masks[key]
 
     def _alike(self, begin: int, end: int, keys: slice) -> tuple:

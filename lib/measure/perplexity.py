@@ -20,6 +20,9 @@ from lib.compressors import Compressor
 from lib.progress import progress
 from lib.require import require, require_int
 
+# rows of logits that are looked at together: few fit into a processor's cache
+ROWS, GPU_ROWS = 16, 512
+
 
 @dataclass
 class Evaluation:
@@ -135,16 +138,28 @@ def feed(
         end = min(start + chunk_size, T - 1)
         chunk = ids[:, start:end]
         logits = model(input_ids=chunk, past_key_values=cache, use_cache=True).logits
-        target = ids[:, start + 1 : end + 1]
-        flat = logits.float().flatten(0, 1)  # (B * n, V)
-        loss = F.cross_entropy(flat, target.flatten(), reduction="none")
-        nll[:, start:end] = loss.view(target.shape).cpu()
-        correct[:, start:end] = (logits.argmax(-1) == target).cpu()
+        loss, right = _predicted(logits, ids[:, start + 1 : end + 1])
+        nll[:, start:end], correct[:, start:end] = loss.cpu(), right.cpu()
         if after_chunk is not None:
             after_chunk(end, cache)
         bar.update(end - start)
     bar.close()
     return nll, correct
+
+
+def _predicted(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """NLL of the tokens `target` (B, n) and whether they were likeliest, by logits (B, n, V).
+
+    Some rows at a time: all logits as floats would be the largest tensor there is.
+    """
+    losses, right = [], []
+    rows = ROWS if logits.device.type == "cpu" else GPU_ROWS
+    for some, tokens in zip(
+        logits.flatten(0, 1).split(rows), target.flatten().split(rows), strict=True
+    ):
+        losses.append(F.cross_entropy(some.float(), tokens, reduction="none"))
+        right.append(some.argmax(-1) == tokens)
+    return torch.cat(losses).view(target.shape), torch.cat(right).view(target.shape)
 
 
 @torch.no_grad()

@@ -188,13 +188,17 @@ def test_no_matrix_of_the_whole_prompt(method, family):
             model(tiny_ids(1, length), past_key_values=cache, logits_to_keep=1)
         # a block of weights, or the feed-forward layer's 48
         assert largest.elements <= heads * BLOCK * length < length * length * 4
-        assert not cache.layers[0].step._blocks  # masks aren't kept either
+        (blocks,) = cache.layers[0].step._blocks.values()  # of all layers
+        assert {mask.shape[-2:] for *_, mask in blocks} == {(BLOCK, BLOCK)}
+        assert len({id(mask) for *_, mask in blocks}) == 1
         assert cache.cached_lengths == [method.budget] * 2
 
 
 def test_masks_of_a_prompt_are_freed_block_by_block():
+    """Where a model's own window makes them unlike."""
     step, masks = Step(n=20 * BLOCK, seen=0, position=0), []
-    for _, _, mask in step.blocks(20 * BLOCK, torch.device("cpu"), torch.float32):
+    window = 3 * BLOCK + 5
+    for _, _, mask in step.blocks(20 * BLOCK, torch.device("cpu"), torch.float32, window):
         masks.append(weakref.ref(mask))
         del mask
         assert sum(one() is not None for one in masks) == 1
