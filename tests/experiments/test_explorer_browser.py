@@ -58,7 +58,7 @@ def writes(explorer: Explorer) -> None:
 
 
 def pace(explorer: Explorer) -> dict[str, float]:
-    """Median milliseconds from a key to the pixels: new settings, remembered ones, other steps."""
+    """Median milliseconds from a key to the pixels: of eight each."""
     found = {}
     plan = {
         "a new window": ("recent_size", "ArrowLeft"),
@@ -67,7 +67,7 @@ def pace(explorer: Explorer) -> dict[str, float]:
     plan |= {"another step": ("step", "ArrowRight"), "another head": ("head", "ArrowRight")}
     for name, (control, key) in plan.items():
         first = explorer.changes + 1
-        for _ in range(4 if control == "head" else 10):
+        for _ in range(4 if control == "head" else 8):
             explorer.press(control, key)
         explorer.page.wait_for_timeout(300)
         times = [entry for seq, entry in explorer.times().items() if seq >= first]
