@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -151,10 +152,19 @@ class Explorer:
 
     def run_all(page) -> "Explorer":
         """Run all cells of a notebook in JupyterLab."""
-        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
-        page.click('text="Run"')
-        page.click('text="Run All Cells"')
-        return Explorer(page)
+        begun = page.locator(".jp-InputPrompt", has_text=re.compile(r"\[[*\d]+\]"))
+        asked = page.locator(".jp-Dialog .jp-mod-accept")  # which kernel, where it is still to come
+        for _ in range(10):
+            page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
+            page.click('text="Run"')
+            page.click('text="Run All Cells"')
+            page.wait_for_timeout(3000)
+            if asked.count():
+                asked.click()
+                page.wait_for_timeout(3000)
+            if begun.count():
+                return Explorer(page)
+        raise TimeoutError("no cell was run")
 
     def slider(self, name: str):
         return self.root.locator(f"input[type=range][data-control={name}]")
