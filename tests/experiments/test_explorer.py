@@ -182,6 +182,7 @@ def test_another_text(page):
     assert shown["errors"] == {}
     assert page.choices["length"] == 180
     assert shown["curves"]["dense"]["total"] == 179
+    assert "save it as a .txt file" in shown["code"]["papermill"]
     page.set(typed="the quick brown fox jumps over the lazy dog. " * 2)
     page.wait()
     assert page.controls["step"] == 89  # the last token of what is left
@@ -288,7 +289,7 @@ def test_looks_are_answered_while_a_long_job_runs():
 def test_headless_there_is_a_sentence_and_nothing_runs(session, monkeypatch):
     monkeypatch.setenv("KVLAB_NOTEBOOK", "some")
     page = ExplorerWidget(session, SETTING, WHERE, "notebooks/some.ipynb")
-    assert list(page._repr_mimebundle_()) == ["text/markdown"]
+    assert list(page._repr_mimebundle_()) == ["text/markdown", "text/plain"]
     assert page.begun == []
     assert not page.live
 

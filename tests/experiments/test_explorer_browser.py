@@ -4,7 +4,7 @@ import json
 import os
 import statistics
 
-from browser import SHOTS, Explorer, alone, browsing, needs_browser, serving
+from browser import SHOTS, Explorer, alone, browsing, end_kernels, needs_browser, serving
 
 pytestmark = needs_browser
 
@@ -58,7 +58,7 @@ def writes(explorer: Explorer) -> None:
 
 
 def pace(explorer: Explorer) -> dict[str, float]:
-    """Median milliseconds from a key to the pixels: new settings, remembered ones, other steps."""
+    """Median milliseconds from a key to the pixels: of eight each."""
     found = {}
     plan = {
         "a new window": ("recent_size", "ArrowLeft"),
@@ -67,7 +67,7 @@ def pace(explorer: Explorer) -> dict[str, float]:
     plan |= {"another step": ("step", "ArrowRight"), "another head": ("head", "ArrowRight")}
     for name, (control, key) in plan.items():
         first = explorer.changes + 1
-        for _ in range(4 if control == "head" else 10):
+        for _ in range(4 if control == "head" else 8):
             explorer.press(control, key)
         explorer.page.wait_for_timeout(300)
         times = [entry for seq, entry in explorer.times().items() if seq >= first]
@@ -112,6 +112,14 @@ def test_in_the_dark_theme(tmp_path):
         )
         text, ground = (sum(map(int, x.split("(")[1].rstrip(")").split(",")[:3])) for x in colors)
         assert text - ground > 400
+        ppl = explorer.ppl("chosen")
+        page.keyboard.press("Control+s")
+        notebook = tmp_path / "notebooks" / "05_explorer.ipynb"
+        while "widget-state+json" not in notebook.read_text(encoding="utf-8"):
+            page.wait_for_timeout(500)
+        end_kernels(address)
+        page.reload()
+        assert Explorer(page).ppl("chosen") == ppl  # drawn from what was saved
 
 
 def test_in_voila(tmp_path):

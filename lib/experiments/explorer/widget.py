@@ -21,7 +21,7 @@ from lib.names import display_name
 from . import views
 from .session import Session
 from .setting import METHODS, MOST_BUFFER, MOST_SINKS, Setting, place_errors
-from .text import text_errors, text_tokens
+from .text import TYPED, text_errors, text_tokens
 from .worker import Worker
 from .writing import TEMPERATURE, write
 
@@ -78,7 +78,7 @@ class ExplorerWidget(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **kwargs):
         """The page; where a notebook runs headless, a sentence in its place."""
         if not self.live:
-            return {"text/markdown": HEADLESS}
+            return {"text/markdown": HEADLESS, "text/plain": HEADLESS}
         return super()._repr_mimebundle_(**kwargs)
 
     def set(self, **controls) -> None:
@@ -297,7 +297,12 @@ class ExplorerWidget(anywidget.AnyWidget):
         """The setting as a line of Python and as one for a terminal."""
         names = ("model", "text", "offset", "seq_len", *OF_STEP)
         more = {name: self.controls[name] for name in names}
-        return {"python": setting.code(), "papermill": setting.papermill(self._notebook, more)}
+        line = setting.papermill(self._notebook, more)
+        if self.controls["text"] == TYPED:
+            line = (
+                "papermill reads no typed text: save it as a .txt file, and give its path as text"
+            )
+        return {"python": setting.code(), "papermill": line}
 
     def _shown_weights(self) -> bool:
         """Whether the attention that is shown is that of the controls."""
