@@ -185,7 +185,8 @@ def _run_staged(
 def _name_final(staged: str, notebook: Path, record: logging.LogRecord) -> bool:
     """Let papermill's log name the place where the copy will be, not the one that it comes from."""
     final = os.path.relpath(staging.copy_path(notebook))
-    record.msg, record.args = record.getMessage().replace(staged, final), ()
+    told = record.getMessage().replace(staged, final).replace(os.path.relpath(staged), final)
+    record.msg, record.args = told, ()
     return True
 
 
