@@ -168,23 +168,23 @@ def _run_staged(
     options: dict[str, Any],
     checked: dict[str, Any],
 ) -> None:
+    final = os.path.relpath(staging.copy_path(notebook))  # before the results folder is another
     try:
         with staging.staged_run(notebook, checked) as copy:
             output = output_path or str(copy)
-            papermill_log.addFilter(partial(_name_final, str(copy), notebook))
+            papermill_log.addFilter(partial(_name_final, str(copy), final))
             run_papermill(notebook_path=str(notebook), output_path=output, **options)
     except Exception as error:
         if not output_path:
             failed_copy = os.path.relpath(staging.failed_copy_path(notebook))
             error.add_note(f"Earlier results are untouched; the failed copy is {failed_copy}")
         raise
-    saved = output_path or os.path.relpath(staging.copy_path(notebook))
+    saved = output_path or final
     click.echo(f"Saved {saved}; figures and tables: {os.path.relpath(results_dir())}", err=True)
 
 
-def _name_final(staged: str, notebook: Path, record: logging.LogRecord) -> bool:
+def _name_final(staged: str, final: str, record: logging.LogRecord) -> bool:
     """Let papermill's log name the place where the copy will be, not the one that it comes from."""
-    final = os.path.relpath(staging.copy_path(notebook))
     told = record.getMessage().replace(staged, final).replace(os.path.relpath(staged), final)
     record.msg, record.args = told, ()
     return True
