@@ -18,7 +18,7 @@ import torch
 
 from lib import CompressedCache, StreamingLLM, cache_bytes, load_model, save_table
 from lib.require import require
-from lib.results.save import machine_line
+from lib.results.provenance import machine_line
 
 MEMORY = 0.01  # by which resident memory may differ from that of the first stretch
 LOGITS = 1e-3  # by which logits may differ: sums in another order, in float32

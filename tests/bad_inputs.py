@@ -266,21 +266,6 @@ def few_tokens(bench: Bench) -> None:
     texts_of(bench.ids, 4, 100)
 
 
-def unknown_kernel(bench: Bench) -> None:
-    import papermill.cli
-    from click.testing import CliRunner
-
-    line = ["notebooks/03_speed.ipynb", "-k", "julia-9"]
-    with (
-        contextlib.chdir(ROOT),
-        mock.patch.dict(os.environ, {"KVLAB_RESULTS": str(bench.folder / "kernel")}),
-    ):
-        done = CliRunner().invoke(papermill.cli.papermill, line)
-    files = [path.name for path in (bench.folder / "kernel").rglob("*") if path.is_file()]
-    assert files == ["03_speed.failed.ipynb"]
-    raise Shown(f"{type(done.exception).__name__}: {done.exception}")
-
-
 S, R = lib.StreamingLLM, lib.RecentOnly
 EVALUATE, GENERATE, MODEL, TEXT = "evaluate", "generate", "load_model", "load_tokens"
 METHODS, NOTEBOOK, LINE, FILES = "methods", "notebook", "command line", "results"
@@ -391,7 +376,7 @@ CASES = [
     Case(NOTEBOOK, "NaN", lambda b: notebook("01_attention_sinks", threshold=float("nan"))),
     Case(LINE, "papermill ... -p cahce 512", lambda b: papermill("-p", "cahce", "512")),
     Case(LINE, "papermill ... -p cache many", lambda b: papermill("-p", "cache", "many")),
-    Case(LINE, "papermill ... -k julia-9", unknown_kernel),
+    Case(LINE, "papermill ... -k julia-9", lambda b: papermill("-k", "julia-9")),
     Case(LINE, "papermill ... -f none.yaml", lambda b: papermill("-f", "none.yaml")),
     Case(LINE, "papermill ... -y '{cache: '", lambda b: papermill("-y", "{cache: ")),
     Case(LINE, "python -m lib.run speed", lambda b: module("run", "speed")),

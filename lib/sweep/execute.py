@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 import papermill
+from papermill.iorw import LocalHandler, papermill_io
 
 from lib.paths import atomic_path
 from lib.run.staging import staged_run
@@ -27,6 +28,14 @@ from .limits import OOM, TIMEOUT, Limits, one_gpu
 OK = "ok"
 LAST_ATTEMPT = 3
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|MemoryError|bad_alloc", re.IGNORECASE)
+
+
+class WholeFiles(LocalHandler):
+    """papermill's way to disk, each file in one step: it saves again and again while it runs."""
+
+    def write(self, buf: str, path: str) -> None:
+        with atomic_path(Path(path)) as temporary:
+            temporary.write_text(buf, encoding="utf-8")
 
 
 def execute(run: Run, attempt: int) -> None:
@@ -59,6 +68,7 @@ def _leave_note(note: Path, run: Run, seconds: float) -> None:
 def _try(run: Run) -> str:
     """`ok`, or why not: `oom`, `timeout`, or `error: ` and the error's last line."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
+    papermill_io.register(str(run.log.parent), WholeFiles())
     scheduled = "SLURM_JOB_ID" in os.environ  # it holds the time, and deals out the GPUs
     limits = Limits(run.memory_gb, None if scheduled else run.minutes)
     os.environ["KVLAB_RESULTS"] = str(run.folder)
