@@ -50,6 +50,7 @@ SETTINGS: dict[str, Any] = {
     "mathjax2_config": {
         "HTML-CSS": {
             "availableFonts": [],
+            "preferredFont": None,
             "webFont": "STIX-Web",  # the one that is shipped with it
             "imageFont": None,
             # its own is at about:blank, which a page from disk may not read
