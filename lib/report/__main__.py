@@ -25,7 +25,7 @@ from .pages import MODELS, index_page, notebook_page
 
 GRID = "explorer_grid.json"
 # of the repository, what the pages show or link to, and which files of it are pages
-SHOWN = ("docs", "benchmarks", "models", "results")
+SHOWN = ("docs", "benchmarks", "models", "results", "workflow")
 LEFT_OUT = shutil.ignore_patterns("*.safetensors", "tokenizer*", "__pycache__", ".*")
 PAGES = [
     "*.md",

@@ -64,8 +64,8 @@ def notebook_page(notebook: Path, findings: list[Finding]) -> str:
             f"- {MODELS[folder]}: [executed notebook]({copy}), `{_made(folder, notebook)}`"
         )
     for file in _shown(notebook):
-        there = {folder: e[file] for folder, e in entries.items() if file in e}
-        lines += ["", f"## {Path(file).stem}", "", *_side_by_side(file, there)]
+        if there := {folder: e[file] for folder, e in entries.items() if file in e}:
+            lines += ["", f"## {Path(file).stem}", "", *_side_by_side(file, there)]
     copies = [
         f"{MODELS[folder]}, executed <{_copy(folder, notebook).relative_to(ROOT).with_suffix('')}>"
         for folder in executed
@@ -80,7 +80,7 @@ def _shown(notebook: Path) -> list[str]:
 
 def _side_by_side(file: str, entries: dict[Path, dict]) -> list[str]:
     """A figure or table of each folder, under its caption, with its entry folded away."""
-    lines = [f"::::{{grid}} 1 1 {len(entries) or 1} {len(entries) or 1}", ":gutter: 2", ""]
+    lines = [f"::::{{grid}} 1 1 {len(entries)} {len(entries)}", ":gutter: 2", ""]
     for folder, entry in entries.items():
         lines += [":::{grid-item}", f"**{MODELS[folder]}**" if len(entries) > 1 else "", ""]
         if file.endswith(".png"):

@@ -1,26 +1,22 @@
 """The report, as a reader has it: from disk, in a browser, with no network."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from browser import alone, chromium, needs_browser
 from bs4 import BeautifulSoup
+from playwright.sync_api import Page, sync_playwright
 
 from lib.paths import NOTEBOOKS, ROOT
 
 pytest.importorskip("myst_nb", reason="the report's packages are an extra, .[report]")
-CHROMIUM = os.environ.get("KVLAB_CHROMIUM") or shutil.which("chromium")
-if not CHROMIUM and os.environ.get("KVLAB_BROWSER") != "required":
-    pytest.skip("there is no Chromium: the report is not tried", allow_module_level=True)
 
-from playwright.sync_api import Page, sync_playwright  # noqa: E402
+from lib.report.__main__ import GRID, build
+from lib.report.grid import DENSE, setting
 
-from lib.report.__main__ import GRID, build  # noqa: E402
-from lib.report.grid import DENSE, setting  # noqa: E402
-
+pytestmark = needs_browser
 SINKS, WINDOWS = (0, 1, 4), (64, 128, 256)
 
 
@@ -109,8 +105,8 @@ def test_the_report_works_from_disk(tmp_path, monkeypatch):
     names = {path.stem for path in NOTEBOOKS.glob("[0-9]*.ipynb")} | {"index", "LOG"}
     names |= {str(path.with_suffix("")) for path in executed}
     names |= {f"docs/{path.stem}" for path in (ROOT / "docs").glob("*.md")}
-    with sync_playwright() as browsers:
-        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with alone(), sync_playwright() as browsers:
+        browser = browsers.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         for name in sorted(names):
             page = browser.new_page()
             check_page(page, f"file://{site}/{name}.html")
