@@ -16,7 +16,7 @@ STRIP := $(BIN)/python -m nbstripout --keep-id --extra-keys \
 	'$(foreach key,$(INFO),metadata.language_info.$(key)) metadata.kernelspec.debugger'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup figures run sweep verify lab app shots test clean
+.PHONY: help setup figures run sweep verify report lab app shots test clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ sweep: .venv/sweep ## run a grid of runs, on a cluster too (SWEEP=params/sweep.y
 
 verify: setup ## run what made results/ again and compare the numbers (NB="01 05": these only)
 	$(BIN)/python -m lib.run.verify $(NB)
+
+report: setup ## build the report from results/: a site in report/ that works from disk
+	@$(PIP) -c constraints.txt -e '.[report]'
+	$(BIN)/python -m lib.report
 
 .venv/sweep: $(STAMP)
 	@echo "Installing Snakemake"

@@ -22,6 +22,7 @@ BELOW = {
     "results": {"measure"},
     "run": {"results"},
     "sweep": {"run", "results"},
+    "report": {"results", "measure", "load", "compressors"},
 }
 MODULES = sorted(path for path in LIB.rglob("*.py") if path != LIB / "__init__.py")
 

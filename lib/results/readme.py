@@ -23,6 +23,7 @@ import yaml
 from lib.names import NAME_COLUMNS, display_names
 from lib.paths import ROOT, atomic_path
 
+from .findings import findings, results_page
 from .manifest import read_manifest
 
 PAGES = (
@@ -87,7 +88,7 @@ def filled(page: Path) -> str:
 
 
 def main() -> None:
-    """Rewrite all pages."""
+    """Rewrite all pages, and `results/README.md` from the README's findings."""
     for page in PAGES:
         text = filled(page)
         with atomic_path(page) as temporary:
@@ -95,6 +96,9 @@ def main() -> None:
         for table in quoted(page):
             if not is_folders_run(table):
                 print(f"{page}: {table} kept as it was: made by another run", file=sys.stderr)
+    with atomic_path(ROOT / "results" / "README.md") as temporary:
+        found = findings((ROOT / "README.md").read_text(encoding="utf-8"))
+        temporary.write_text(results_page(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,164 @@
+"""Build the report, a site that works from disk: `python -m lib.report [--out report]`.
+
+Sphinx makes it, with MyST-NB for the executed notebooks; formulas are MathJax's and the explorer
+Bokeh's, both beside the pages. The repository's pages keep their places, so that links between them
+hold, and a broken one ends the build.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import bokeh.server
+import jupyter_server_mathjax
+from sphinx.application import Sphinx
+
+from lib.paths import NOTEBOOKS, ROOT
+from lib.results.findings import findings
+from lib.results.readme import filled
+
+from .explorer import explorer, read_grid
+from .pages import MODELS, index_page, notebook_page
+
+GRID = "explorer_grid.json"
+# of the repository, what the pages show or link to, and which files of it are pages
+SHOWN = ("docs", "benchmarks", "models", "results", "workflow")
+LEFT_OUT = shutil.ignore_patterns("*.safetensors", "tokenizer*", "__pycache__", ".*")
+PAGES = [
+    "*.md",
+    "docs/*.md",
+    "benchmarks/README.md",
+    "models/*/README.md",
+    "results/tables/*.md",
+]
+PAGES += ["results/*/tables/*.md", "results/notebooks/*.ipynb", "results/smollm2/notebooks/*.ipynb"]
+BOKEH = ("bokeh.min.js", "bokeh-widgets.min.js")
+SETTINGS: dict[str, Any] = {
+    "project": "KV Lab",
+    "html_title": "KV Lab",
+    "extensions": ["myst_nb", "sphinx.ext.mathjax", "sphinx_design"],
+    "html_theme": "furo",
+    "html_static_path": ["_static"],
+    "html_show_sourcelink": False,
+    "html_copy_source": False,
+    "html_css_files": ["report.css"],
+    "html_show_copyright": False,
+    "mathjax_path": "mathjax/MathJax.js?config=TeX-AMS-MML_HTMLorMML-full",
+    "mathjax2_config": {
+        "HTML-CSS": {
+            "availableFonts": [],
+            "preferredFont": None,
+            "webFont": "STIX-Web",  # the one that is shipped with it
+            "imageFont": None,
+            # its own is at about:blank, which a page from disk may not read
+            "styles": {"@font-face": {"font-family": "MathJax_Blank", "src": "local('serif')"}},
+        },
+        "showMathMenu": False,
+    },
+    "nb_execution_mode": "off",
+    "nb_ipywidgets_js": {},
+    "nb_merge_streams": True,
+    "myst_enable_extensions": ["dollarmath", "colon_fence"],
+    "myst_heading_anchors": 4,
+    "myst_update_mathjax": False,
+    "include_patterns": PAGES,
+    "suppress_warnings": ["toc.not_included"],  # the tables' pages
+}
+CSS = """
+.sd-card-text { font-size: 0.95em; }
+.sd-card-img-top { background: white; padding: 0.5em; height: 16em; object-fit: contain; }
+article img { background: white; }
+"""
+
+
+def write_source(source: Path) -> None:
+    """Lay out what Sphinx reads: the repository's pages as they are, and the report's own."""
+    for name in SHOWN:  # copied: MyST follows links, and would look for pages where they lead
+        shutil.copytree(ROOT / name, source / name, ignore=LEFT_OUT)
+    shutil.copy(ROOT / "LOG.md", source)
+    found = findings(filled(ROOT / "README.md"))
+    notebooks = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+    pages = {notebook.stem: notebook_page(notebook, found) for notebook in notebooks}
+    pages["explorer"] = _explorer_page()
+    pages["index"] = index_page([notebook.stem for notebook in notebooks], found)
+    for name, page in pages.items():
+        (source / f"{name}.md").write_text(page, encoding="utf-8")
+    _write_static(source / "_static")
+
+
+def _explorer_page() -> str:
+    files = {name: ROOT / folder / GRID for folder, name in MODELS.items()}
+    grids = {name: read_grid(file) for name, file in files.items() if file.exists()}
+    if not grids:
+        return "# Explorer\n\nNo grid has been computed: `python -m lib.report.grid --help`.\n"
+    live = next(NOTEBOOKS.glob("*_explorer.ipynb"))
+    scripts = [f'<script src="_static/{name}"></script>' for name in BOKEH]
+    return "\n".join(
+        [
+            "# Explorer",
+            "",
+            "**How many sinks, how wide a window?** Move the sliders: every setting was evaluated",
+            "exactly beforehand, so nothing runs here. The window alone is of the same width,",
+            "without the sinks. Bands and bars: 95% intervals over 16 stretches of the text, or of",
+            "each span of it.",
+            "",
+            "```{raw} html",
+            *scripts,
+            *reversed(explorer(grids)),
+            "```",
+            "",
+            f"With a kernel, any setting and more views: [the notebook]({live.stem}.md).",
+            "",
+        ]
+    )
+
+
+def _write_static(static: Path) -> None:
+    static.mkdir()
+    (static / "report.css").write_text(CSS, encoding="utf-8")
+    shipped = Path(bokeh.server.__file__).parent / "static" / "js"
+    for name in BOKEH:
+        shutil.copy(shipped / name, static)
+    mathjax = Path(jupyter_server_mathjax.__file__).parent / "static"
+    shutil.copytree(mathjax, static / "mathjax")
+
+
+def build(out: Path) -> None:
+    """Build the site into `out`, replacing what is there only if the build is good."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, built = Path(folder) / "source", Path(folder) / "site"
+        source.mkdir()
+        write_source(source)
+        app = Sphinx(
+            source,
+            None,
+            built,
+            Path(folder) / "doctrees",
+            "html",
+            confoverrides=SETTINGS,
+            status=None,
+            warningiserror=True,
+        )
+        app.build()
+        if app.statuscode:
+            sys.exit(app.statuscode)
+        if out.exists():
+            shutil.rmtree(out)
+        shutil.copytree(built, out)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m lib.report", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--out", type=Path, default=ROOT / "report", help="default: report")
+    out = parser.parse_args().out
+    build(out)
+    print(f"Open {out / 'index.html'}")
+
+
+if __name__ == "__main__":
+    main()
