@@ -1,8 +1,8 @@
 """Build the report, a site that works from disk: `python -m lib.report [--out report]`.
 
-Sphinx makes it, with MyST-NB for the executed notebooks; formulas are MathJax's and the explorer
-Bokeh's, both beside the pages. The repository's pages keep their places, so that links between them
-hold, and a broken one ends the build.
+Sphinx makes it, with MyST-NB for the executed notebooks; formulas are MathML, and the explorer is
+drawn by Bokeh, which lies beside the pages. The repository's pages keep their places, so that links
+between them hold, and a broken one ends the build.
 """
 
 import argparse
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import bokeh.server
-import jupyter_server_mathjax
 from sphinx.application import Sphinx
 
 from lib.paths import NOTEBOOKS, ROOT
@@ -39,31 +38,19 @@ BOKEH = ("bokeh.min.js", "bokeh-widgets.min.js")
 SETTINGS: dict[str, Any] = {
     "project": "KV Lab",
     "html_title": "KV Lab",
-    "extensions": ["myst_nb", "sphinx.ext.mathjax", "sphinx_design"],
+    "extensions": ["myst_nb", "sphinx_design", "lib.report.mathml"],
     "html_theme": "furo",
     "html_static_path": ["_static"],
     "html_show_sourcelink": False,
     "html_copy_source": False,
     "html_css_files": ["report.css"],
     "html_show_copyright": False,
-    "mathjax_path": "mathjax/MathJax.js?config=TeX-AMS-MML_HTMLorMML-full",
-    "mathjax2_config": {
-        "HTML-CSS": {
-            "availableFonts": [],
-            "preferredFont": None,
-            "webFont": "STIX-Web",  # the one that is shipped with it
-            "imageFont": None,
-            # its own is at about:blank, which a page from disk may not read
-            "styles": {"@font-face": {"font-family": "MathJax_Blank", "src": "local('serif')"}},
-        },
-        "showMathMenu": False,
-    },
+    "html_math_renderer": "mathml",
     "nb_execution_mode": "off",
     "nb_ipywidgets_js": {},
     "nb_merge_streams": True,
     "myst_enable_extensions": ["dollarmath", "colon_fence"],
     "myst_heading_anchors": 4,
-    "myst_update_mathjax": False,
     "include_patterns": PAGES,
     "suppress_warnings": ["toc.not_included"],  # the tables' pages
 }
@@ -71,6 +58,8 @@ CSS = """
 .sd-card-text { font-size: 0.95em; }
 .sd-card-img-top { background: white; padding: 0.5em; height: 16em; object-fit: contain; }
 article img { background: white; }
+div.math { overflow-x: auto; margin: 1em 0; }
+math { font-size: 1.1em; font-family: "STIX Two Math", "Cambria Math", "Latin Modern Math", math; }
 """
 
 
@@ -122,8 +111,6 @@ def _write_static(static: Path) -> None:
     shipped = Path(bokeh.server.__file__).parent / "static" / "js"
     for name in BOKEH:
         shutil.copy(shipped / name, static)
-    mathjax = Path(jupyter_server_mathjax.__file__).parent / "static"
-    shutil.copytree(mathjax, static / "mathjax")
 
 
 def build(out: Path) -> None:

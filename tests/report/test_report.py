@@ -66,9 +66,6 @@ def check_page(page: Page, address: str) -> None:
     page.on("request", lambda x: None if x.url.startswith(local) else wrong.append(x.url))
     page.goto(address)
     page.wait_for_load_state()
-    if page.query_selector(".math"):
-        page.wait_for_selector(".MathJax", state="attached")
-        page.wait_for_function("MathJax.Hub.queue.pending === 0")
     empty = "[...document.images].filter(x => x.complete && !x.naturalWidth).map(x => x.src)"
     assert (wrong, page.evaluate(empty)) == ([], []), address
 
