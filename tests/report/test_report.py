@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from browser import alone, chromium, needs_browser
+from browser import PATIENCE, alone, chromium, needs_browser
 from bs4 import BeautifulSoup
 from playwright.sync_api import Page, sync_playwright
 
@@ -58,6 +58,7 @@ def check_links(site: Path) -> None:
 
 def check_page(page: Page, address: str) -> None:
     """A page opens without an error, asks for nothing from elsewhere, and shows its pictures."""
+    page.set_default_timeout(PATIENCE)
     wrong = []
     page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
