@@ -211,8 +211,8 @@ def last_weights(
     logits = own.scale(query) * as_float(query) @ as_float(key[:, :, seen]).mT  # (B, H, 1, n)
     weights = own.softmax(logits[:, :, None], mask)[0, :, 0, 0]
     visible = weights.new_ones(len(seen), dtype=torch.bool)
-    if mask is not None:
-        visible = mask[0, 0, 0, 0] == 0
+    if mask is not None:  # it may be of the last keys only
+        visible[-mask.shape[-1] :] = mask[0, 0, 0, 0] == 0
     return seen[visible], weights[:, visible]
 
 

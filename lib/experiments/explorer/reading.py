@@ -38,8 +38,8 @@ class Noting(Compressor):
     def prune_after(self) -> int:
         return self.method.prune_after
 
-    def layer_budget(self, layer_idx: int, num_layers: int) -> int | None:
-        return self.method.layer_budget(layer_idx, num_layers)
+    def layer_budget(self, layer_idx: int, num_layers: int, seen: int | None = None) -> int | None:
+        return self.method.layer_budget(layer_idx, num_layers, seen)
 
     def layer_queries(self, layer_idx: int, num_layers: int) -> float:
         return self.method.layer_queries(layer_idx, num_layers)
