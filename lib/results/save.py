@@ -62,7 +62,13 @@ def _print_below(fig: Figure, text: str) -> None:
     """A line of small print under all of the figure, in place of an earlier one."""
     for earlier in [artist for artist in fig.texts if artist.get_gid() == "run"]:
         earlier.remove()
-    fig.draw_without_rendering()  # so that the layout has been made
+    fig.draw_without_rendering()  # makes the layout, which stays as it is from here on
+    fig.set_layout_engine("none")
+    for legend in fig.legends:  # saving in a tight box would move them, as it does not the rest
+        corner = legend.get_window_extent().transformed(fig.transFigure.inverted()).p0
+        legend.set_loc("lower left")
+        legend.set_bbox_to_anchor((*corner, 0, 0), transform=fig.transFigure)
+        legend.borderaxespad = 0
     edge = fig.get_tightbbox()  # inches
     width, height = fig.get_size_inches()
     place = {"x": edge.x1 / width, "y": (edge.y0 - 0.06) / height, "ha": "right", "va": "top"}

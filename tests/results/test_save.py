@@ -115,6 +115,24 @@ def test_the_same_figure_is_the_same_file(results):
     assert [path.read_bytes() for path in files] == before
 
 
+def test_the_small_print_stands_below_a_legend(results):
+    """As drawn into the file, whose tight box moves what hangs on the figure's edge."""
+    fig, ax = plt.subplots(layout="constrained")
+    ax.plot([1, 2], label="a line")
+    legend = fig.legend(loc="outside lower right")
+    plt.close(fig)
+    gaps = []
+
+    def note(event):
+        prints = [text for text in fig.texts if text.get_gid() == "run"]
+        gaps.extend(legend.get_window_extent().y0 - text.get_window_extent().y1 for text in prints)
+
+    fig.canvas.mpl_connect("draw_event", note)
+    save_figure(fig, "legend")
+    assert gaps
+    assert min(gaps) > 0
+
+
 def test_the_manifest_names_notebook_parameters_and_machine(results, monkeypatch):
     monkeypatch.setenv("KVLAB_PARAMETERS", '{"cache": 512}')
     save_table(TABLE, "quality", "What it costs.")
