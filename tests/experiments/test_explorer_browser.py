@@ -129,3 +129,4 @@ def test_in_voila(tmp_path):
         sinks_matter(explorer)
         writes(explorer)
         explorer.shot("voila-writing")
+        assert not list((tmp_path / "results").glob("**/*"))  # a visit saves nothing
