@@ -1,6 +1,6 @@
 """The README's two pictures of the explorer: `python -m benchmarks.explorer_shots`.
 
-JupyterLab is started on this machine alone; Chromium has to be installed.
+Voila shows the page, on this machine alone; Chromium has to be installed.
 """
 
 import sys
@@ -20,11 +20,11 @@ def main() -> None:
     figures.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as folder,
-        serving("lab", Path(folder)) as address,
-        browsing(address, height=1000) as page,
+        serving("voila", Path(folder)) as address,
+        browsing(address, width=1100, height=1500) as page,
     ):
-        explorer = Explorer.run_all(page)
-        page.wait_for_timeout(3000)  # the machine's pace is measured last
+        explorer = Explorer(page)
+        page.wait_for_timeout(10_000)  # the machine's pace is measured last
         explorer.root.screenshot(path=figures / "05_page.png")
         page.locator(".kvx button", has_text="compare").click()
         explorer.press("start_size", "ArrowLeft", 4)

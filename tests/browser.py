@@ -154,8 +154,9 @@ class Explorer:
         """Run all cells of a notebook in JupyterLab."""
         begun = page.locator(".jp-InputPrompt", has_text=re.compile(r"\[[*\d]+\]"))
         asked = page.locator(".jp-Dialog .jp-mod-accept")  # which kernel, where it is still to come
+        idle = '.jp-Notebook-ExecutionIndicator[data-status="idle"]'
         for _ in range(10):
-            page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
+            page.wait_for_selector(idle, state="attached")  # a narrow toolbar folds it away
             page.click('text="Run"')
             page.click('text="Run All Cells"')
             page.wait_for_timeout(3000)
