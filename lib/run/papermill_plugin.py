@@ -7,8 +7,9 @@ is one. For a notebook of this repository's notebooks/ folder, and for no other,
   in a script and with a pipe on stdin alike, from any working directory. (papermill alone demands
   an output path, prints the notebook, or reads one from the pipe.) A given output path, `-` too,
   keeps its meaning.
-- No good copy is lost. The run's files are staged (`staging.py`); if it fails, the earlier ones
-  stay and the failed copy is kept as `results/notebooks/03_speed.failed.ipynb`.
+- No good copy is lost. The run's files are staged (`staging.py`), also those of
+  `papermill.execute_notebook`; if it fails, the earlier ones stay and the failed copy is kept as
+  `results/notebooks/03_speed.failed.ipynb`.
 - A check of the parameters (`params.py`) before a kernel starts and before anything is written,
   for `-p`, `-r`, `-y`, `-f` and `-b`, and for `papermill.execute_notebook`.
 - Sections in parameter files. Of `-f params/quick.yaml` a notebook takes its own section, the key
@@ -48,7 +49,8 @@ class ContractEngine(NBClientEngine):
 
     @classmethod
     def execute_notebook(cls, nb, kernel_name, input_path=None, **kwargs):
-        if input_path is not None and staging.is_ours(input_path):
+        ours = input_path is not None and staging.is_ours(input_path)
+        if ours:
             nb = _with_checked_parameters(nb, kernel_name, Path(input_path))
             # `python3` is this environment's Python, whatever kernels the user has registered
             os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
@@ -56,11 +58,32 @@ class ContractEngine(NBClientEngine):
             kwargs.setdefault("config", Config(KernelManager={"transport_encryption": "auto"}))
             # a kernel slow to end is interrupted, and would say so in the midst of our lines
             kwargs.setdefault("extra_arguments", ["--IPKernelApp.log_level=50"])
-        return super().execute_notebook(nb, kernel_name, input_path=input_path, **kwargs)
+        execute = partial(super().execute_notebook, nb, kernel_name, input_path=input_path)
+        if ours and "KVLAB_NOTEBOOK" not in os.environ:  # called from Python
+            return _execute_staged(execute, Path(input_path), nb, kwargs)
+        return execute(**kwargs)
 
 
 # papermill registers the entry point by name; runs that name no engine use the one under None
 papermill_engines.register(None, ContractEngine)
+
+
+class _Failed(Exception):
+    """A cell raised, which papermill tells once the engine has returned."""
+
+
+def _execute_staged(execute: Callable, notebook: Path, nb, options: dict[str, Any]):
+    """Run with the files staged, which a failed run discards."""
+    parameters = dict(nb.metadata.papermill.parameters)
+    given = {name: parameters[name] for name in parameters if not name.startswith("PAPERMILL_")}
+    try:
+        with staging.staged_run(notebook, given):
+            executed = execute(**options)
+            if executed.metadata.papermill.get("exception"):
+                raise _Failed
+    except _Failed:
+        pass
+    return executed
 
 
 def _with_checked_parameters(nb, kernel_name: str, notebook: Path):

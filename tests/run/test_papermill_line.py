@@ -258,8 +258,21 @@ def test_papermill_from_python_is_checked_too(speed):
     assert refused.returncode == 1
     assert "parameter cache must be an int in [1..1024]; got 9999" in refused.stderr
     assert not (speed.root / "out.ipynb").exists()
-    speed.results.mkdir()
-    assert speed.call("python", "-c", program, "{'cache': 1e3}").returncode == 0
+    done = speed.call("python", "-c", program, "{'cache': 1e3}")
+    assert done.returncode == 0, done.stderr
     copy = nbformat.read(speed.root / "out.ipynb", as_version=4)
     assert copy.metadata.papermill.parameters == {"cache": 1000}
     assert "cache = 1000\n" in copy.cells[1].source
+    assert speed.files() == {"given": b"1000"}
+
+
+def test_a_failed_run_from_python_leaves_results_as_they_are(speed):
+    program = (
+        "import papermill, sys;"
+        "papermill.execute_notebook(sys.argv[1], 'out.ipynb', {'cache': int(sys.argv[2])})"
+    )
+    assert speed.call("python", "-c", program, COPY, "12").returncode == 0
+    failed = speed.call("python", "-c", program, COPY, "13")
+    assert failed.returncode == 1
+    assert "AssertionError" in failed.stderr
+    assert speed.files() == {"given": b"12"}
