@@ -10,13 +10,12 @@ from reference import cached_model, tiny_ids
 
 import lib
 from lib import RecentOnly, StreamingLLM, evaluate, generate
-from lib.experiments.explorer import figure, views, widget
+from lib.experiments.explorer import figure, views, widget, writing
 from lib.experiments.explorer.session import Session
 from lib.experiments.explorer.setting import METHODS, Setting, refuse
 from lib.experiments.explorer.text import text_errors, text_tokens
 from lib.experiments.explorer.widget import ExplorerWidget
 from lib.experiments.explorer.worker import Worker
-from lib.experiments.explorer.writing import write
 from lib.measure.limits import Machine, decoding_work
 from lib.measure.rows import at_budget
 from lib.measure.stats import log_edges, mean_ci
@@ -200,16 +199,16 @@ def test_pinned_settings_stay(page):
 def test_writing_is_what_generate_writes(page, session):
     lines = [Setting("baseline", 0, 0), SETTING, Setting("tova", 0, 64)]
     ids = [[], [], []]
-    for place, token in write(session.model, IDS[:64], lines, 20):
+    for place, token in writing.write(session.model, IDS[:64], lines, 20):
         ids[place] += [] if token is None else [token]
     for own, line in zip(ids, lines, strict=True):
         assert own == generate(session.model, IDS[:64], line.compressor(), 20).tokens.tolist()
     page._on_message(page, {"do": "write"}, [])
     columns = page.wait()["writing"]["columns"]
     assert {name: len(column["text"]) for name, column in columns.items()} == {
-        "dense": widget.NEW_TOKENS,
-        "window": widget.NEW_TOKENS,
-        "chosen": widget.NEW_TOKENS,
+        "dense": writing.NEW_TOKENS,
+        "window": writing.NEW_TOKENS,
+        "chosen": writing.NEW_TOKENS,
     }
 
 

@@ -13,10 +13,9 @@ from lib.plots import BLUE, GREY, VERMILLION, WIDTH, mark, method_style, subplot
 
 from . import views
 from .session import Session
-from .setting import Setting
+from .setting import DENSE, Setting
 from .writing import TEMPERATURE, write
 
-DENSE = Setting("baseline", 0, 0)
 COLUMNS, AROUND = 118, (330, 20)  # characters a line; tokens before and behind the step
 
 

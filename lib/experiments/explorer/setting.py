@@ -61,7 +61,7 @@ class Setting:
     def key(self) -> "Setting":
         """The same for settings whose losses are the same."""
         if self.method == BASELINE:
-            return Setting(BASELINE, 0, 0)
+            return DENSE
         if self.has_sinks and not self.start_size:
             return replace(self, method="recent_only")
         split = self.has_sinks or "start_size" in vars(self.compressor())
@@ -124,6 +124,14 @@ class Setting:
         values = asdict(self) | more
         given = (f"-p {name} {shlex.quote(str(value))}" for name, value in values.items())
         return " ".join(["papermill", notebook, *given])
+
+
+DENSE = Setting(BASELINE, 0, 0)
+
+
+def lines_of(setting: Setting) -> dict[str, Setting]:
+    """What a setting is shown beside, in the order in which it is computed."""
+    return {"chosen": setting, "window": setting.window(), "dense": DENSE}
 
 
 def _one_of(name: str, value, allowed: Collection[str]) -> str:

@@ -1,6 +1,7 @@
 """What the explorer shows, as plain numbers and words: drawn by the page, and by `figure.py`."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -30,9 +31,16 @@ def curve(nll: torch.Tensor, done: int) -> dict:
     return found
 
 
-def ratio(nll: torch.Tensor, base: torch.Tensor) -> list[float | None]:
-    """Perplexity over that of `base`, paired over 16 stretches of the text: ratio, low, high."""
-    return _numbers(ppl_ratio_ci(stretches(nll), stretches(base)))
+def ratios(nll: Mapping[str, torch.Tensor]) -> dict[str, list[float | None]]:
+    """Perplexity of the "chosen" over that of each other: ratio, low, high.
+
+    Paired over 16 stretches of the text.
+    """
+    if "chosen" not in nll:
+        return {}
+    parts = {name: stretches(values) for name, values in nll.items()}
+    chosen = parts.pop("chosen")
+    return {name: _numbers(ppl_ratio_ci(chosen, other)) for name, other in parts.items()}
 
 
 def attention(setting: Setting, step: int, look: Look | None, layer: int, head: int) -> dict | None:

@@ -18,20 +18,17 @@ from lib.load.models import load_model
 from lib.measure.limits import Machine, measure_machine
 from lib.names import display_name
 
-from . import views
+from . import views, writing
 from .session import Session
-from .setting import METHODS, MOST_BUFFER, MOST_SINKS, Setting, place_errors
+from .setting import METHODS, MOST_BUFFER, MOST_SINKS, Setting, lines_of, place_errors
 from .text import TYPED, text_errors, text_tokens
 from .worker import Worker
-from .writing import TEMPERATURE, write
 
 HERE = Path(__file__).parent
 OF_TEXT = ("model", "text", "typed", "offset", "seq_len")
 OF_SETTING = ("method", "start_size", "recent_size", "buffer", "positions")
 OF_STEP = ("step", "layer", "head")
-DENSE = Setting("baseline", 0, 0)
 HEADLESS = "*Here the controls stand when the notebook is open in JupyterLab: `make lab`.*"
-NEW_TOKENS = 120  # of what is written
 
 
 class ExplorerWidget(anywidget.AnyWidget):
@@ -164,14 +161,11 @@ class ExplorerWidget(anywidget.AnyWidget):
         if self._refused():
             return self._worker.ask(self._stop)
         setting = self.setting
-        lines = self._lines(setting)
-        known = {name: self._session.store.get(x) for name, x in lines.items()}
-        curves = {
-            name: self._curve(lines[name], nll, len(nll))
-            for name, nll in known.items()
-            if nll is not None
-        }
-        self._show(curves=curves, ratios=self._ratios(setting), code=self._code(setting))
+        lines, known = lines_of(setting), self._known(setting)
+        curves = {name: self._curve(lines[name], nll, len(nll)) for name, nll in known.items()}
+        self._show(
+            curves=curves, ratios=views.ratios(self._known(setting)), code=self._code(setting)
+        )
         self._show_step()
         return self._worker.ask(self._compute)
 
@@ -180,15 +174,15 @@ class ExplorerWidget(anywidget.AnyWidget):
             self._show_step()
             self._worker.look(self._look)
 
-    @staticmethod
-    def _lines(setting: Setting) -> dict[str, Setting]:
-        """What is compared, in the order in which it is computed."""
-        return {"chosen": setting, "window": setting.window(), "dense": DENSE}
+    def _known(self, setting: Setting) -> dict[str, torch.Tensor]:
+        """The losses of what is lines_of, as far as they have been computed."""
+        known = {name: self._session.store.get(x) for name, x in lines_of(setting).items()}
+        return {name: nll for name, nll in known.items() if nll is not None}
 
     def _compute(self) -> Iterator[None]:
         """The lines that are not known, growing; the look as soon as its step has been read."""
         self._answering, setting = self.controls.get("seq"), self.setting
-        for name, line in self._lines(setting).items():
+        for name, line in lines_of(setting).items():
             if self._session.store.get(line) is None:
                 self.begun.append(line)
                 for done, nll in self._session.compute(line):
@@ -200,7 +194,7 @@ class ExplorerWidget(anywidget.AnyWidget):
                     yield
                 self.ended.append(line)
                 ended = [line.label for line in self.ended[-50:]]
-                self._show(setting, ratios=self._ratios(setting), ended=ended)
+                self._show(setting, ratios=views.ratios(self._known(setting)), ended=ended)
             yield from self._look()
 
     def _look(self) -> Iterator[None]:
@@ -261,22 +255,12 @@ class ExplorerWidget(anywidget.AnyWidget):
 
     def _write(self) -> Iterator[None]:
         """Continue the text up to the step, three times, a token each in turn."""
-        setting, step = self.setting, self.controls["step"]
-        lines = {"dense": DENSE, "window": setting.window(), "chosen": setting}
-        columns = {x: {"label": line.label, "ids": [], "text": ""} for x, line in lines.items()}
-        names, tokenizer = list(lines), self._session.tokenizer
-        prompt = self._session.tokens[: step + 1]
-        written = write(self._session.model, prompt, list(lines.values()), NEW_TOKENS, TEMPERATURE)
-        for place, token in written:
-            column = columns[names[place]]
-            if token is not None:
-                column["ids"].append(token)
-                column["text"] = tokenizer.decode(column["ids"])
-            if token is None or place == len(names) - 1:
-                shown = {x: {y: c[y] for y in ("label", "text")} for x, c in columns.items()}
-                self._show(writing={"after": tokenizer.decode(prompt[-24:]), "columns": shown})
-                done = len(columns["chosen"]["ids"])
-                self._status("writing", "the text goes on", done, NEW_TOKENS)
+        session, lines = self._session, lines_of(self.setting)
+        prompt = session.tokens[: self.controls["step"] + 1]
+        for shown, done in writing.side_by_side(session.model, session.tokenizer, prompt, lines):
+            if shown:
+                self._show(writing=shown)
+                self._status("writing", "the text goes on", done, writing.NEW_TOKENS)
             yield
 
     # --- what is shown --------------------------------------------------------------------------
@@ -284,14 +268,6 @@ class ExplorerWidget(anywidget.AnyWidget):
     @staticmethod
     def _curve(line: Setting, nll: torch.Tensor, done: int) -> dict:
         return views.curve(nll, done) | {"label": line.label}
-
-    def _ratios(self, setting: Setting) -> dict[str, list]:
-        """Perplexity of the chosen setting over the window's and dense attention's."""
-        known = {name: self._session.store.get(x) for name, x in self._lines(setting).items()}
-        if known["chosen"] is None:
-            return {}
-        others = {name: nll for name, nll in known.items() if name != "chosen" and nll is not None}
-        return {name: views.ratio(known["chosen"], nll) for name, nll in others.items()}
 
     def _code(self, setting: Setting) -> dict[str, str]:
         """The setting as a line of Python and as one for a terminal."""

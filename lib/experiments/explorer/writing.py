@@ -1,6 +1,6 @@
 """A text continued under several settings side by side, a token each in turn."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -10,6 +10,7 @@ from lib.measure.generation import choose_token
 
 from .setting import Setting
 
+NEW_TOKENS = 120
 TEMPERATURE = 0.7  # greedy, small models soon repeat themselves whatever they keep
 
 
@@ -42,3 +43,27 @@ def write(
             yield index, int(token)
             output = model(input_ids=token, past_key_values=cache, use_cache=True)
             logits[index] = output.logits[:, -1]
+
+
+def side_by_side(
+    model, tokenizer, prompt: torch.Tensor, lines: Mapping[str, Setting]
+) -> Iterator[tuple[dict | None, int]]:
+    """Continue `prompt` (T,) by `NEW_TOKENS` under each setting, as the page shows it.
+
+    Yields what is to be shown once all columns have a token more, else None, and how many tokens
+    each has.
+    """
+    after = tokenizer.decode(prompt[-24:])
+    ids: dict[str, list[int]] = {name: [] for name in lines}
+    names = list(lines)
+    for place, token in write(model, prompt, list(lines.values()), NEW_TOKENS, TEMPERATURE):
+        if token is not None:
+            ids[names[place]].append(token)
+        shown = None
+        if token is None or place == len(names) - 1:
+            columns = {
+                name: {"label": line.label, "text": tokenizer.decode(ids[name])}
+                for name, line in lines.items()
+            }
+            shown = {"after": after, "columns": columns}
+        yield shown, len(ids[names[-1]])
