@@ -106,7 +106,7 @@ def check_method(compressor, positions: str, buffer: int = 0, prefill: str = "st
     require(fixed or not buffer, "buffer", buffer, "0 for a method without a fixed budget")
 
 
-def check_weights(wanted: bool, ours: bool, masked: bool) -> None:
+def check_output_attentions(wanted: bool, ours: bool, masked: bool) -> None:
     """Refuse `output_attentions` where our attention gives no weights, or masked slots too many."""
     what = (
         "False where old tokens leave within a step, where attention is scored, in a static cache "

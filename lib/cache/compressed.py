@@ -24,8 +24,8 @@ from .checks import (
     check_layers,
     check_method,
     check_model,
+    check_output_attentions,
     check_positions,
-    check_weights,
     new_pads,
 )
 from .holding import Holding
@@ -172,7 +172,7 @@ class CompressedCache(Holding):
         check_positions(position_ids, self._places(n, device), self.seen)
         padded = self.store.pads is not None
         ours = self.store.scored or not self.store.is_plain(n, self.seen)
-        check_weights(weights, ours, padded or self.static)
+        check_output_attentions(weights, ours, padded or self.static)
         self._midway = True
         self._rebase(n)
         step = self._begin(n, device)

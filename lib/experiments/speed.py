@@ -10,16 +10,16 @@ META = torch.device("meta")  # shapes without memory
 KEPT = 512  # cached tokens for which FLOPs are told
 
 
-def model_sizes(dtype: torch.dtype = torch.bfloat16) -> pd.DataFrame:
+def model_sizes() -> pd.DataFrame:
     """A row per named shape: parameters, and what a decoding step computes, reads and adds.
 
     `gflop_per_token` with `KEPT` cached tokens, of which `attention_%` are attention's;
     `weight_mib` read for each token; `kv_kib_per_token` that the cache grows by, and the tokens
-    after which it is as large as the weights. Bytes are those of `dtype`.
+    after which it is as large as the weights. Bytes are those of bfloat16.
     """
     rows = []
     for name in (*PYTHIA_SHAPES, *LLAMA_SHAPES):
-        model = random_model(name, META, dtype)
+        model = random_model(name, META, torch.bfloat16)
         work, grown = decoding_work(model, KEPT - 1), decoding_work(model, KEPT)
         each = grown.cache_bytes - work.cache_bytes
         row = {"model": name, "parameters": sum(x.numel() for x in model.parameters())}

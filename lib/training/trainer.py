@@ -26,7 +26,7 @@ SINK_TEXTS = 8  # of these for the strength of sinks
 
 
 @torch.no_grad()
-def probe(model, heldout: torch.Tensor) -> dict:
+def held_out(model, heldout: torch.Tensor) -> dict:
     """Held-out loss, copying loss (nats per token) and the first token's sink strength per head."""
     ids = heldout.to(model.device)
     logits = model(input_ids=ids, use_cache=False).logits.float()
@@ -132,7 +132,7 @@ class Trainer:
         self.model.eval()
         row = {"step": self.state["total"], "tokens": self.state["seen"]}
         row |= {"seconds": round(self.state["seconds"], 1), "phase": self.state["phase"]}
-        row |= {"train_loss": train_loss, **probe(self.model, self.heldout)}
+        row |= {"train_loss": train_loss, **held_out(self.model, self.heldout)}
         self.state["log"].append(row)
         self.model.train()
 

@@ -11,6 +11,7 @@ import torch
 from reference import cached_model, tiny_ids
 
 from lib import TOVA, FixSizeL2, L2Compress, Pyramid, SnapKV, StreamingLLM, generate, load_model
+from lib.experiments.recall.facts import subjects
 from lib.experiments.recall.passkeys import CUTS, Passkeys, passkey_runs, read_prompts, retrieve
 from lib.experiments.recall.sentences import context_told, cut_told, stream_title, tasks_told
 from lib.experiments.recall.stream import (
@@ -34,7 +35,6 @@ from lib.experiments.recall.tasks import (
     token_tasks,
     word_tasks,
 )
-from lib.experiments.recall.words import subjects
 from lib.measure.perplexity import Evaluation
 
 ZEROS = torch.zeros(3, 120, dtype=torch.long)  # a text in which every other token was put there

@@ -13,7 +13,7 @@ from lib import load_model
 from lib.training.batches import EOS, make_batch, train_tokenizer
 from lib.training.log import log_tables, read_log
 from lib.training.recipe import Phase, Recipe, build_model
-from lib.training.trainer import heldout_batch, probe, ship, train
+from lib.training.trainer import held_out, heldout_batch, ship, train
 
 VOCAB = 200
 PHASES = [
@@ -69,7 +69,7 @@ def test_the_tokens_behind_each_loss(monkeypatch, uninterrupted):
         return loss_of(logits, labels)
 
     monkeypatch.setattr(F, "cross_entropy", counted)
-    probed = probe(model, heldout_batch(TOKENS))
+    probed = held_out(model, heldout_batch(TOKENS))
     assert probed.items() <= log[-1].items()
     history, _ = log_tables(log)
     assert history.n_train.tolist() == [0, 256, 256, 192, 192]

@@ -72,15 +72,15 @@ def repeated(ids: list[int], n: int = 4) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else float("nan")
 
 
-def all_full(runs: pd.DataFrame, base: str = BASELINE) -> int:
-    """The first turn whose question finds each cache but the base's cut, or one past the last."""
+def all_full(runs: pd.DataFrame) -> int:
+    """The first turn whose question finds each cache but dense's cut, or one past the last."""
     lost = runs[runs.seen > runs.cache_length].groupby("method").turn.min()
-    cut = lost.reindex(runs[runs.method != base].method.unique())
+    cut = lost.reindex(runs[runs.method != BASELINE].method.unique())
     return int(runs.turn.max() if cut.isna().any() or cut.empty else cut.max()) + 1
 
 
-def summary(runs: pd.DataFrame, first: int, base: str = BASELINE) -> pd.DataFrame:
-    """Each method of `runs` over the turns from `first` on: means, and differences to `base`.
+def summary(runs: pd.DataFrame, first: int) -> pd.DataFrame:
+    """Each method of `runs` over the turns from `first` on: means, and differences to dense.
 
     Columns `nll`, `nll_difference`, `repeated_%`, `repeated_difference`, `said_before_%` and
     `ms_per_token` with 95% intervals over turns, tokens `kept` at the end, and `n_turns`.
@@ -90,9 +90,11 @@ def summary(runs: pd.DataFrame, first: int, base: str = BASELINE) -> pd.DataFram
         part = runs[(runs.method == method) & (runs.turn >= first)]
         row = {"method": method}
         row |= with_interval("nll", interval(part.nll))
-        row |= with_interval("nll_difference", paired(runs, first, "nll", method, base))
+        row |= with_interval("nll_difference", paired(runs, first, "nll", method, BASELINE))
         row |= with_interval("repeated_%", interval(part["repeated_%"]))
-        row |= with_interval("repeated_difference", paired(runs, first, "repeated_%", method, base))
+        row |= with_interval(
+            "repeated_difference", paired(runs, first, "repeated_%", method, BASELINE)
+        )
         row |= with_interval("said_before_%", share(part["said_before_%"]))
         row |= with_interval("ms_per_token", interval(part.ms_per_token))
         kept = runs[runs.method == method].cache_length.iloc[-1]

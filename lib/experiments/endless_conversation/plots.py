@@ -15,13 +15,15 @@ WINDOW = "recent_only"
 SMOOTH = 5  # turns: questions differ in how hard they are
 
 
-def panels(axes: np.ndarray, runs: pd.DataFrame, full: int, base: str = BASELINE) -> None:
+def panels(axes: np.ndarray, runs: pd.DataFrame, full: int) -> None:
     """Six panels over turns; dots are turns, lines their mean over five; `full`: first turn cut."""
-    runs = runs.assign(difference=runs.nll - by_turn(runs, base).nll.reindex(runs.turn).to_numpy())
+    runs = runs.assign(
+        difference=runs.nll - by_turn(runs, BASELINE).nll.reindex(runs.turn).to_numpy()
+    )
     columns = ("nll", "difference", "repeated_%", "said_before_%", "cache_length", "ms_per_token")
     labels = (
         "NLL of the reference\nanswer (nats a token)",
-        f"the same minus\nthat of {display_name(base)}",
+        f"the same minus\nthat of {display_name(BASELINE)}",
         "4-grams that repeat\nin the answer (%)",
         "answers said before,\nword for word (%)",
         "tokens kept after\nthe answer",

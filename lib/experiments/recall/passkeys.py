@@ -21,7 +21,7 @@ from lib.measure.rows import feeding_of
 from lib.progress import progress
 from lib.require import require, require_int
 
-from .words import encode, number
+from .facts import encode, number
 
 # sentences that share no words: a small model mixes up those that differ in one
 FACTS = (

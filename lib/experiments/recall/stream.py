@@ -15,7 +15,7 @@ import torch
 from lib.measure.perplexity import Evaluation
 from lib.require import require, require_int
 
-from .words import encode, number, question, subjects
+from .facts import encode, number, question, subjects
 
 
 @dataclass

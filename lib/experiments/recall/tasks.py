@@ -17,8 +17,8 @@ from lib.measure.rows import BASELINE, feeding_of
 from lib.progress import progress
 from lib.require import require
 
+from .facts import encode, number, question, subjects
 from .passkeys import read_prompts
-from .words import encode, number, question, subjects
 
 NEEDLES = 4  # needles, values or names where there are several
 ENOUGH = 0.5  # of the values: a task of which dense attention finds no more is too hard
