@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lib
+from lib.loaded import files_hash
 from lib.paths import MODELS, ROOT
 
 # of those that compute; the last two are the default text (lib/load/docstrings.py)
@@ -24,15 +25,10 @@ def version_of(notebook: Path, values: Iterable[Any]) -> str:
     name as local files.
     """
     digest = hashlib.sha256("".join(f"{name} {version(name)}\n" for name in PACKAGES).encode())
-    digest.update("\0".join(_sources(notebook)).encode())
-    for path in [*modules_of(notebook), *_named_files(values)]:
-        digest.update(path.name.encode() + _digest(path))
+    files = [*modules_of(notebook), *_named_files(values)]
+    parts = [*_sources(notebook), *(files_hash([path], path.parent) for path in files)]
+    digest.update("\0".join(parts).encode())
     return digest.hexdigest()[:8]
-
-
-@cache
-def _digest(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def _sources(notebook: Path) -> list[str]:
