@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, product
 
@@ -9,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -119,6 +121,23 @@ def use_style() -> None:
             "image.cmap": "viridis",
         }
     )
+    if shell := get_ipython():
+        plt.switch_backend(plt.get_backend())  # loads it: only then a notebook draws figures
+        pictures = shell.display_formatter.formatters["image/png"]
+        draw = pictures.for_type(Figure)
+        if draw is not None and not isinstance(draw, Described):
+            pictures.for_type(Figure, Described(draw))
+
+
+@dataclass(frozen=True)
+class Described:
+    """Lets a notebook's picture carry its caption (the label of the figure) as alternative text."""
+
+    draw: Callable[[Figure], str]  # the picture as base64
+
+    def __call__(self, fig: Figure) -> tuple[str, dict[str, str]] | str:
+        text = fig.get_label()
+        return (self.draw(fig), {"alt": text}) if text else self.draw(fig)
 
 
 def interval_of(table: pd.DataFrame, column: str) -> list[str]:

@@ -2,10 +2,22 @@
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from IPython.core.interactiveshell import InteractiveShell
+from matplotlib.figure import Figure
 
 from lib.compressors import ROWS, list_methods
 from lib.names import display_name
-from lib.plots import METHODS, band, label_line_ends, method_color, method_style, points
+from lib.plots import (
+    METHODS,
+    band,
+    label_line_ends,
+    method_color,
+    method_style,
+    points,
+    subplots,
+    use_style,
+)
+from lib.results.save import save_figure
 
 
 def test_methods_have_one_name_on_pages():
@@ -60,3 +72,17 @@ def test_labels_at_line_ends_do_not_overlap():
     assert [text.get_text() for text in ax.texts] == ["baseline", "streaming_512"]
     heights = [text.get_position()[1] for text in ax.texts]
     assert heights[1] - heights[0] >= 0.06
+
+
+def test_a_notebooks_picture_has_its_caption_as_alternative_text(monkeypatch, tmp_path):
+    monkeypatch.setenv("KVLAB_RESULTS", str(tmp_path))
+    shell = InteractiveShell.instance()
+    pictures = shell.display_formatter.formatters["image/png"]
+    pictures.for_type(Figure, lambda fig: "drawn")
+    for _ in range(2):  # a cell may be run again
+        use_style()
+    fig, _ = subplots()
+    assert pictures(fig) == "drawn"
+    save_figure(fig, "some", "A curve.\n It rises.")
+    assert pictures(fig) == ("drawn", {"alt": "A curve. It rises."})
+    InteractiveShell.clear_instance()

@@ -45,9 +45,12 @@ def save_table(
 def save_figure(fig: Figure, name: str, caption: str = "") -> None:
     """Write `figures/<name>.png` and `.svg`, with the run in small print below the figure.
 
-    Their metadata hold, as JSON in `Description`, what made them, times and rates aside.
+    Their metadata hold, as JSON in `Description`, what made them, times and rates aside. The
+    caption is the figure's alternative text where a notebook shows it.
     """
-    folder, made = results_dir() / "figures", entry(" ".join(caption.split()))
+    folder, caption = results_dir() / "figures", " ".join(caption.split())
+    made = entry(caption)
+    fig.set_label(caption)
     _print_below(fig, in_short(made))
     about = {"Description": json.dumps(lasting(made), ensure_ascii=False)}
     with atomic_path(folder / f"{name}.png") as path:
