@@ -25,8 +25,8 @@ def budget_colors(budgets: Sequence[int]) -> list[tuple]:
 def copying_panels(copied: pd.DataFrame, budgets: Sequence[int]) -> Figure:
     """Copying by distance, a panel for each method: its budgets, and dense attention (dashed)."""
     groups = copied.group[copied.method != BASELINE].unique()
-    across = min(5, len(groups))
-    down = -(-len(groups) // across)
+    down = -(-len(groups) // 5)
+    across = -(-len(groups) // down)
     shape = {"figsize": (WIDTH + 1, 1.9 * down + 1.2), "layout": "constrained"}
     fig, axes = subplots(down, across, sharex=True, sharey=True, squeeze=False, **shape)
     for group, ax in zip(groups, axes.flat, strict=False):
@@ -83,19 +83,29 @@ def price_panels(axes: np.ndarray, price: pd.DataFrame, budgets: Sequence[int]) 
 
 
 def passkey_panels(found: pd.DataFrame, groups: Sequence[str], budgets: Sequence[int]) -> Figure:
-    """A panel for each of `budgets`, and for each length of the prompts."""
+    """A panel for each of `budgets`, a row each, and length of the prompts.
+
+    The lengths of a single budget stand in rows of two.
+    """
     lengths = found.length.unique()
-    size = (WIDTH, len(budgets) * (0.3 * len(groups) + 0.6) + 0.6)
+    across = min(2, len(lengths)) if len(budgets) == 1 else len(lengths)
+    pairs = [(budget, length) for budget in budgets for length in lengths]
+    down = -(-len(pairs) // across)
+    size = (max(WIDTH, 1.6 + 2.4 * across), down * (0.3 * len(groups) + 0.6) + 0.6)
     shape = {"figsize": size, "layout": "constrained", "sharex": True, "sharey": True}
-    fig, axes = subplots(len(budgets), len(lengths), squeeze=False, **shape)
-    for (i, j), ax in np.ndenumerate(axes):
-        at = found[(found.length == lengths[j]) & found.budget.isin([budgets[i], np.inf])]
+    fig, axes = subplots(down, across, squeeze=False, **shape)
+    for place, (ax, (budget, length)) in enumerate(zip(axes.flat, pairs, strict=False)):
+        at = found[(found.length == length) & found.budget.isin([budget, np.inf])]
         passkey_panel(ax, at, groups)
-        ax.set_ylabel(f"budget {budgets[i]:,}" if j == 0 else "")
-        if i == 0:
-            title = f"{lengths[j]:,} tokens ({found.n_texts.max()} prompts)"
-            ax.set_title(title, fontsize=12, weight="normal")
-    fig.supxlabel("depth in the prompt (0 is its beginning)", fontsize=12)
+        ax.set_ylabel(f"budget {budget:,}" if place % across == 0 else "")
+        if place < len(lengths):
+            ax.set_title(f"{length:,} tokens", fontsize=12, weight="normal")
+    for ax in axes.flat[len(pairs) :]:
+        ax.set_visible(False)
+    below = (
+        f"depth in the prompt (0 is its beginning), {found.n_texts.max()} prompts of each length"
+    )
+    fig.supxlabel(below, fontsize=12)
     fig.colorbar(axes[0, 0].collections[0], ax=axes, shrink=0.6, label="passkeys retrieved (%)")
     return fig
 
