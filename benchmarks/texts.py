@@ -24,7 +24,7 @@ from lib import (
     save_table,
 )
 from lib.load.texts import texts_of
-from lib.measure.attention_maps import heads_with_sink, strength_by_text
+from lib.measure.attention_maps import heads_with_sink, sink_strength
 from lib.measure.stats import mean_ci, ppl_ratio_ci, ratio_table, with_interval
 from lib.progress import progress
 
@@ -57,7 +57,7 @@ def four_ways(model, texts: torch.Tensor, cache: int, samples: int) -> pd.DataFr
 
 def sinks(model, texts: torch.Tensor) -> pd.DataFrame:
     """Share of heads with a sink at the first token of `texts` (N, T)."""
-    share = 100 * heads_with_sink(strength_by_text(model, texts, 1))
+    share = 100 * heads_with_sink(sink_strength(model, texts, 1))
     return pd.DataFrame([with_interval("heads", mean_ci(share), "_%") | {"n_texts": len(texts)}])
 
 
