@@ -44,6 +44,7 @@ class Recipe:
     weight_decay: float = 0.05
     seed: int = 0
     eval_every: int = 200  # steps
+    bf16: bool = False  # multiply in bfloat16: faster where the processor can, else far slower
     compile: bool = False  # torch.compile: 1.5x faster on CPU, needs a C++ compiler
     device: str = "cpu"
 

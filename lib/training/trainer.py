@@ -124,7 +124,7 @@ class Trainer:
         return loss.detach()
 
     def _loss(self, ids, labels):
-        with torch.autocast(self.recipe.device, torch.bfloat16):
+        with torch.autocast(self.recipe.device, torch.bfloat16, enabled=self.recipe.bf16):
             logits = self.model(input_ids=ids, use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE)
 

@@ -59,6 +59,14 @@ def test_log(uninterrupted):
     assert all(np.shape(row["sink_strength"]) == (2, 2) for row in log)
 
 
+def test_bfloat16_is_asked_for(tmp_path, uninterrupted):
+    """Its products have 8 bits: the run differs from the one in float32, and by little."""
+    _, log = train(replace(RECIPE, bf16=True), TOKENS, TOKENS, tmp_path)
+    coarse, exact = ([row["train_loss"] for row in each[1:]] for each in (log, uninterrupted[1]))
+    assert coarse != exact
+    assert coarse == pytest.approx(exact, rel=0.01)
+
+
 def test_the_tokens_behind_each_loss(monkeypatch, uninterrupted):
     """Counted where the losses are taken."""
     model, log = uninterrupted
