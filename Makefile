@@ -36,8 +36,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo '{"@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": true}}' > $(OVERRIDES)
 	@touch $@
 
-figures: setup ## run all notebooks into results/ (PARAMS=params/quick.yaml: small and fast)
-	$(BIN)/python -m lib.run $(if $(PARAMS),--params $(PARAMS))
+# a parameter file's results have a folder of their own, unless it is said where
+RESULTS := $(if $(PARAMS),KVLAB_RESULTS=$${KVLAB_RESULTS:-results/$(basename $(notdir $(PARAMS)))})
+
+figures: setup ## run all notebooks into results/ (PARAMS=params/quick.yaml: small, into results/quick/)
+	$(RESULTS) $(BIN)/python -m lib.run $(if $(PARAMS),--params $(PARAMS))
 	@$(BIN)/python -m lib.results.readme
 
 run: setup ## run one notebook: make run NB=03_speed ARGS="-p cache 512"

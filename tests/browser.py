@@ -76,7 +76,7 @@ def serving(kind: str, folder: Path, dark: bool = False) -> Iterator[str]:
     widgets.mkdir(parents=True)  # what `make setup` sets for all notebooks
     (widgets / "plugin.jupyterlab-settings").write_text('{"saveState": true}')
     ours = {name: value for name, value in os.environ.items() if name != "KVLAB_NOTEBOOK"}
-    ours |= {"PYTHONPATH": str(ROOT), "KVLAB_CACHE": str(kept), "OMP_NUM_THREADS": "1"}
+    ours |= {"PYTHONPATH": str(ROOT), "KVLAB_CACHE": str(kept)}
     ours |= {"KVLAB_RESULTS": str(folder / "results"), "JUPYTERLAB_SETTINGS_DIR": str(settings)}
     ours["JUPYTERLAB_WORKSPACES_DIR"] = str(folder / "workspaces")  # panels as they are at first
     port = _free_port()

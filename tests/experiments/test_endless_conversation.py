@@ -200,9 +200,12 @@ def test_the_collapse_is_told_only_where_it_shows(table, low, word):
     rows = talk.summary(table, 2)
     assert rows["said_before_%_high"][0] == pytest.approx(100 * share_ci(0, 2)[2])  # 65.8%
     rows.loc[rows.method == "recent_only", "said_before_%_low"] = low
-    told = draw.shown_in_words(rows, talk.answers_side_by_side(table, [1, 2]))
+    assert draw.worst_turn(table) == 3  # 2.5 nats, after 2
+    told = draw.shown_in_words(rows, talk.answers_side_by_side(table, [1, 2]), 2)
     assert word in told
-    assert '"b", is answered: dense "y / z"; window "y / z"; sinks + window "y / z".' in told
+    assert (
+        'at turn 2, "b" is answered: dense "y / z"; window "y / z"; sinks + window "y / z".' in told
+    )
 
 
 def test_panels(table):

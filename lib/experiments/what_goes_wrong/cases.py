@@ -7,7 +7,7 @@ from functools import partial
 from transformers import Cache
 
 from lib.cache.compressed import CompressedCache
-from lib.compressors import FixSizeL2, L2Compress, StreamingLLM
+from lib.compressors import H2OL2, L2Compress, StreamingLLM
 
 from .mistakes import (
     DenseInChunk,
@@ -87,8 +87,9 @@ def _cut_at_the_wrong_time(
 def _put_in_the_wrong_place(model, streaming: StreamingLLM, cut_chunk: int) -> dict[str, Case]:
     """What stays, but with another position or order than it should have."""
     layers, budget = model.config.get_text_config().num_hidden_layers, streaming.budget
-    norms = FixSizeL2(budget, 0.5, "keep_high", ())
-    lower = FixSizeL2(budget, 0.5, "keep_high", tuple(range(layers // 2, layers)))
+    sizes = budget, streaming.window.start_size
+    norms = H2OL2.at_budget(*sizes)
+    lower = H2OL2.at_budget(*sizes, skip_layers=tuple(range(layers // 2, layers)))
     mixed, ours = Unsorted(norms), partial(_ours, model)
     length = partial(LengthOfLayer0, model, lower)
     return {

@@ -130,8 +130,9 @@ class LengthOfLayer0(CompressedCache):
 class Unsorted(Compressor):
     """Mistake: what `topk` gives is not sorted, so the cache holds its tokens by score.
 
-    At the next cut the first places are not the sinks and the last ones are not the recent tokens;
-    where kept tokens are given positions in their order, positions are shuffled at once.
+    Lowest norms come first. At the next cut the last places are not the recent tokens, and the
+    first ones need not be the sinks; where kept tokens are given positions in their order,
+    positions are shuffled at once.
     """
 
     name = "unsorted"
@@ -148,5 +149,5 @@ class Unsorted(Compressor):
             return None
         norms = key_norms(held.keys)
         index = index.expand(*norms.shape[:2], -1)
-        order = norms.gather(-1, index).argsort(dim=-1, descending=True, stable=True)
+        order = norms.gather(-1, index).argsort(dim=-1, stable=True)
         return index.gather(-1, order)
