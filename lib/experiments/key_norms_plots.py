@@ -52,18 +52,27 @@ def head_map(ax: Axes, table: pd.DataFrame, column: str, form: str, label: str, 
 def attention_by_norm(ax: Axes, parts: np.ndarray) -> None:
     """Attention received by equal parts of the keys in the order of norms, (N, L, parts), by layer.
 
-    Relative to the mean of all keys; bands are 95% intervals over the N texts.
+    Relative to the mean of all keys; bands are 95% intervals over the N texts. The lines of more
+    than nine layers have none, but their mean has, on a log axis.
     """
     layers, count = parts.shape[1:]
     table = place_table({"received": parts}, ("layer", "part"))
-    table["percentile"] = (table.part + 0.5) * 100 / count
+    percentile = (np.arange(count) + 0.5) * 100 / count
+    many = layers > 9  # bands would hide each other
     for layer, (color, label) in enumerate(
         zip(layer_colors(layers), _some_labels(layers), strict=True)
     ):
-        look = {"color": color, "marker": "o", "ms": 4, "label": label}
-        band(ax, table[table.layer == layer], "percentile", "received", **look)
+        part = table[table.layer == layer].assign(percentile=percentile)
+        if many:
+            ax.plot(percentile, part.received, color=color, lw=1, label=label)
+        else:
+            band(ax, part, "percentile", "received", color=color, marker="o", ms=4, label=label)
+    if many:
+        mean = place_table({"received": parts.mean(1)}, ("part",)).assign(percentile=percentile)
+        band(ax, mean, "percentile", "received", color=BLACK, lw=3, label="mean of layers")
+        plain_log(ax.yaxis)
     ax.axhline(1, color=BLACK, lw=1, ls=":")
-    ax.set(xlabel="key norm (percentile in its head)", ylim=0)
+    ax.set(xlabel="key norm (percentile in its head)", **({} if many else {"ylim": 0}))
     ax.set_ylabel("attention relative to the mean")
     ax.legend(fontsize=9)
 
@@ -77,7 +86,7 @@ def attention_lost_panel(ax: Axes, curves: Mapping[str, np.ndarray]) -> None:
         table = place_table({"lost": by_text}, ("point",)).assign(dropped=100 * (at + 1) / C)
         band(ax, table, "dropped", "lost", color=color, ls=line, label=name.replace("_", " "))
     ax.set(xlabel="cached keys dropped (%)", ylabel="attention lost (%)")
-    ax.legend()
+    ax.legend(loc="lower right")
 
 
 def sink_norms(ax: Axes, sinks: pd.DataFrame, levels: Mapping[str, float]) -> None:

@@ -17,6 +17,7 @@ from lib.experiments.key_norms import (
     cached_keys,
     first_over_median,
     loss_curves,
+    more_or_less,
     rank_correlation,
     two_sets,
     without_first,
@@ -107,8 +108,9 @@ def test_a_legend_of_many_layers_names_some():
         _, ax = subplots()
         attention_by_norm(ax, parts)
         texts = [text.get_text() for text in ax.get_legend().get_texts()]
-        assert texts == [f"layer {layer}" for layer in named]
-        assert len(ax.lines) == layers + 1
+        mean = ["mean of layers"] if layers == 30 else []
+        assert texts == [f"layer {layer}" for layer in named] + mean
+        assert len(ax.lines) == layers + len(mean) + 1
 
 
 def random_keys(shape=(3, 2, 2, 11), seed=0) -> CachedKeys:
@@ -180,3 +182,8 @@ def test_a_head_map_marks_the_intervals_that_include_0():
     assert len(dots) == 3
     shown = [text.get_text() for text in ax.texts]
     assert shown == ["0.5", "0.2", "0.9", "-0.3", "-0.6", "0.0"]
+
+
+def test_a_difference_in_words():
+    assert more_or_less(np.array([1.0, 2.0, 3.0])) == "2.0 more (-0.5 to 4.5)"
+    assert more_or_less(-np.array([1.0, 2.0, 3.0])) == "2.0 less (-0.5 to 4.5)"
