@@ -54,10 +54,17 @@ def measure_machine(device="cpu", dtype: torch.dtype = torch.float32, seconds=1.
     buffer = torch.ones(2**27 if cpu else 2**29, device=device)  # float32: 0.5 or 2 GiB
     bandwidth = buffer.nbytes / _best_time(buffer.sum, device, seconds / 2)
     del buffer
-    size = 2048 if cpu else 8192
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    gemm = 2 * size**3 / _best_time(lambda: a @ b, device, seconds / 2)
+    size, small = (2048, 256) if cpu else (8192, 1024)
+    gemm = _gemm_rate(small, device, dtype, 0)
+    if 2 * size**3 / gemm < 1:  # else it can't multiply this type, and would take minutes
+        gemm = max(gemm, _gemm_rate(size, device, dtype, seconds / 2))
     return Machine(bandwidth, gemm)
+
+
+def _gemm_rate(size: int, device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+    """FLOP/s of the product of two square matrices."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / _best_time(lambda: a @ b, device, seconds)
 
 
 def _best_time(function: Callable, device: torch.device, seconds: float) -> float:
