@@ -87,8 +87,9 @@ def main() -> None:
     options = parser.parse_args()
     named = dict(text.split("=", 1) for text in options.texts)
     changed = {k: v for k, v in vars(options).items() if v != parser.get_default(k)}
+    del changed["texts"]  # their names stand in the tables
     os.environ["KVLAB_NOTEBOOK"] = "benchmarks/texts.py"
-    os.environ["KVLAB_PARAMETERS"] = json.dumps(changed | {"texts": list(named)})
+    os.environ["KVLAB_PARAMETERS"] = json.dumps(changed)
     model, tokenizer = load_model(options.model)
     tables = {"texts": [], "texts_sinks": [], "texts_first_token": []}
     for name, text in progress(named.items(), desc="texts"):
