@@ -28,6 +28,7 @@ from lib.measure.attention_maps import heads_with_sink, sink_strength
 from lib.measure.stats import mean_ci, ppl_ratio_ci, ratio_table, with_interval
 from lib.progress import progress
 
+TABLES = ("texts", "texts_sinks", "texts_first_token")
 FIRST_TOKENS = ("<|endoftext|>", "<|im_start|>")  # tried in front of a text, where there are such
 
 
@@ -39,6 +40,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--length", type=int, default=2048, help="tokens of each text")
     parser.add_argument("--num-texts", type=int, default=8)
     parser.add_argument("--samples", type=int, default=8, help="tokens a text read anew")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     return parser
 
 
@@ -62,16 +64,16 @@ def sinks(model, texts: torch.Tensor) -> pd.DataFrame:
 
 
 def first_tokens(model, tokenizer, texts: torch.Tensor, cache: int) -> pd.DataFrame:
-    """Perplexity of the same tokens behind another first token, over that behind none.
+    """Perplexity of the same tokens behind a special first token, over that behind none.
 
-    `texts` (N, T) begin with their own; all but that one are scored.
+    `texts` (N, T) begin with a token of their own, after which all are scored.
     """
     rows = []
     for way, method in (("baseline", None), (f"streaming_{cache}", StreamingLLM(4, cache - 4))):
         own = evaluate(model, texts, method).nll
         for token in FIRST_TOKENS:
-            index = tokenizer.convert_tokens_to_ids(token)
-            if index in (None, tokenizer.unk_token_id, tokenizer.bos_token_id):
+            index = tokenizer.get_vocab().get(token)
+            if index is None or (texts[:, 0] == index).all():
                 continue
             begun = torch.cat((torch.full_like(texts[:, :1], index), texts), dim=1)
             other = evaluate(model, begun, method).nll[:, 1:]
@@ -87,21 +89,27 @@ def main() -> None:
     options = parser.parse_args()
     named = dict(text.split("=", 1) for text in options.texts)
     changed = {k: v for k, v in vars(options).items() if v != parser.get_default(k)}
-    del changed["texts"]  # their names stand in the tables
+    for name in ("texts", "tables"):  # what they are called, and which are made, one can see
+        changed.pop(name, None)
     os.environ["KVLAB_NOTEBOOK"] = "benchmarks/texts.py"
     os.environ["KVLAB_PARAMETERS"] = json.dumps(changed)
     model, tokenizer = load_model(options.model)
-    tables = {"texts": [], "texts_sinks": [], "texts_first_token": []}
+    makers = {
+        "texts": lambda cut: four_ways(model, cut, options.cache, options.samples),
+        "texts_sinks": lambda cut: sinks(model, cut[:, :256]),
+        "texts_first_token": lambda cut: first_tokens(
+            model, tokenizer, cut[:, :512], options.cache // 2
+        ),
+    }
+    tables = {name: [] for name in options.tables}
     for name, text in progress(named.items(), desc="texts"):
         tokens = load_tokens(text, tokenizer)
         cut = texts_of(tokens, options.num_texts, options.length, tokenizer.bos_token_id)
         whole = {"text": name, "text_tokens": len(tokens)}
-        found = four_ways(model, cut, options.cache, options.samples)
-        tables["texts"].append(found.assign(**whole))
-        tables["texts_sinks"].append(sinks(model, cut[:, :256]).assign(**whole))
-        found = first_tokens(model, tokenizer, cut[:, :512], options.cache // 2)
-        tables["texts_first_token"].append(found.assign(**whole))
-    begun = tokenizer.bos_token or "no special token"
+        for table, parts in tables.items():
+            parts.append(makers[table](cut).assign(**whole))
+    added = tokens[0] == tokenizer.bos_token_id  # some name one and add none
+    begun = tokenizer.bos_token if added else "no special token"
     data = f"{options.model} and its tokenizer, texts begun with {begun}; 95% intervals over texts"
     captions = {
         "texts": f"Perplexity at a budget of {options.cache}, tokens {2 * options.cache:,} to "
