@@ -84,6 +84,7 @@ def to_markdown(df: pd.DataFrame) -> str:
     shown = readable(df)
     numeric = [pd.api.types.is_numeric_dtype(df[column]) for column in shown.columns]
     align = ["right" if is_number else "left" for is_number in numeric]
+    shown = shown.map(lambda x: x.replace("|", "\\|") if isinstance(x, str) else x)  # no new cell
     return shown.to_markdown(index=False, disable_numparse=True, colalign=align)
 
 

@@ -11,7 +11,7 @@ from lib.paths import ROOT
 from lib.plots import label_line_ends, use_style
 from lib.results.manifest import read_manifest
 from lib.results.provenance import machine_line
-from lib.results.save import readable, save_figure, save_table
+from lib.results.save import readable, save_figure, save_table, to_markdown
 
 TABLE = pd.DataFrame(
     {
@@ -177,3 +177,8 @@ def test_a_crash_while_saving_leaves_the_earlier_file(results, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save_table(TABLE, "quality", "After.")
     assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
+
+
+def test_a_bar_in_a_cell_begins_no_cell():
+    table = to_markdown(pd.DataFrame({"token": ["<|endoftext|>"], "n": [1]}))
+    assert table.splitlines()[2] == "| <\\|endoftext\\|> |   1 |"
