@@ -25,8 +25,10 @@ DOCS = {page.stem: page.read_text(encoding="utf-8") for page in (ROOT / "docs").
 WITH_NUMBERS = (
     "README.md",
     "docs/methods.md",
+    "docs/models.md",
     "benchmarks/README.md",
     "models/reference/README.md",
+    "models/smollm2/README.md",
 )
 
 
