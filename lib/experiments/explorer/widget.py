@@ -5,7 +5,6 @@ The kernel answers every change with what it knows, and a `Worker` computes the 
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache
@@ -29,7 +28,6 @@ HERE = Path(__file__).parent
 OF_TEXT = ("model", "text", "typed", "offset", "seq_len")
 OF_SETTING = ("method", "start_size", "recent_size", "buffer", "positions")
 OF_STEP = ("step", "layer", "head")
-PAUSE = 0.2  # seconds between two pictures of a line that grows
 HEADLESS = "*Here the controls stand when the notebook is open in JupyterLab: `make lab`.*"
 
 
@@ -187,13 +185,10 @@ class ExplorerWidget(anywidget.AnyWidget):
         for name, line in lines_of(setting).items():
             if self._session.store.get(line) is None:
                 self.begun.append(line)
-                shown = time.monotonic()
                 for done, nll in self._session.compute(line):
-                    if done == len(nll) or time.monotonic() > shown + PAUSE:
-                        curve = self._curve(line, nll, done)
-                        self._show(setting, curves=self.views["curves"] | {name: curve})
-                        self._status("computing", line.label, done, len(nll))
-                        shown = time.monotonic()
+                    curve = self._curve(line, nll, done)
+                    self._show(setting, curves=self.views["curves"] | {name: curve})
+                    self._status("computing", line.label, done, len(nll))
                     if name == "chosen":
                         yield from self._look()
                     yield
