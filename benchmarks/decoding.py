@@ -2,8 +2,8 @@
 
     python benchmarks/decoding.py
 
-Random weights and random contexts: the time of a step depends on shapes only. Writes
-`tables/decoding.csv` and `.md` under results/.
+Random weights and random contexts: the time of a step depends on shapes only. Writes the tables
+`decoding` and `decoding_cuts` under results/, as CSV and Markdown.
 """
 
 import argparse
@@ -16,9 +16,9 @@ import torch
 
 from lib import StreamingLLM, load_model, save_table
 from lib.cache.baseline import STATIC
-from lib.measure.breakdown import breakdown
+from lib.measure.breakdown import breakdown, cut_cost
 from lib.measure.limits import decoding_work, measure_machine, share_of_limit
-from lib.measure.rows import BASELINE
+from lib.measure.rows import BASELINE, rows_of
 from lib.measure.stats import over_medians, summarise
 from lib.results.provenance import machine_line
 
@@ -28,6 +28,9 @@ SHAPES = ["reference", "EleutherAI/pythia-70m", "HuggingFaceTB/SmolLM2-135M"]
 # what a page shows of the table
 SHOWN = ["shape", "context", "method", "tpot_ms", "speedup", "static_speedup"]
 SHOWN += ["against_as_many", "limit_%"]
+# methods that look at keys or attention, so that their cuts cost
+LOOKING = ["fix_l2_low", "h2o_l2", "keydiff", "lagkv", "h2o", "tova", "snapkv"]
+BUFFER = 64  # tokens that pile up between two cuts
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -41,15 +44,28 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+def load(shape: str, dtype: str):
+    """A model of the shape, with random weights but for the reference model."""
+    name = shape if shape == "reference" else f"random:{shape}"
+    return load_model(name, dtype=getattr(torch, dtype))[0]
+
+
+def cuts(shape: str, options: argparse.Namespace) -> pd.DataFrame:
+    """One row per method and repeat: what a cut takes in float32."""
+    kinds = {"include_baseline": False, "include_recent_only": False}
+    methods = rows_of(["streaming", *LOOKING], [options.cache], **kinds)
+    runs = cut_cost(load(shape, "float32"), methods, BUFFER, options.repeats)
+    return runs.assign(shape=shape.split("/")[-1])
+
+
 def measure(shape: str, dtype: str, options: argparse.Namespace) -> pd.DataFrame:
     """One row per method, context and repeat of one shape."""
-    name = shape if shape == "reference" else f"random:{shape}"
-    model, _ = load_model(name, dtype=getattr(torch, dtype))
+    model = load(shape, dtype)
     method = StreamingLLM(4, options.cache - 4)
     strict, lazy = f"streaming_{options.cache}", f"streaming_lazy_{options.cache}"
     methods = {BASELINE: None, STATIC_ROW: STATIC, strict: method, lazy: method}
     how = {"steps": options.steps, "repeats": options.repeats}
-    runs = breakdown(model, methods, options.contexts, {lazy: 64}, **how)
+    runs = breakdown(model, methods, options.contexts, {lazy: BUFFER}, **how)
     machine = measure_machine(model.device, model.dtype)
     dense = runs.method.isin([BASELINE, STATIC_ROW])
     held = runs.context.where(dense, runs.context.clip(upper=options.cache))
@@ -108,6 +124,15 @@ def main() -> None:
     )
     save_table(table, "decoding", caption, SHOWN)
     print(table[SHOWN].to_string(index=False))
+    every = pd.concat([cuts(shape, options) for shape in options.shapes], ignore_index=True)
+    table = summarise(every, ["shape", "method"], ["step_ms", "cut_ms", "cut_%"])
+    caption = (
+        f"A cut in decoding, once in {BUFFER + 1} steps: milliseconds of a step that cuts nothing, "
+        f"what the step with the cut takes more, and that in percent of the steps between. "
+        f"Batch 1, float32, medians and quartiles over n interleaved repeats. {machine_line()}."
+    )
+    save_table(table, "decoding_cuts", caption)
+    print(table.to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import pytest
 from bad_inputs import CASES, PAGE, Bench, can_mount, outcome, row
 
 LINES = PAGE.read_text(encoding="utf-8").splitlines()
-FORGIVEN = re.compile(r"alloc_cpu\.cpp:\d+|'auto'.*\]")  # other machines, other builds of torch
+# other machines, other builds of torch, a method of your own
+FORGIVEN = re.compile(r"alloc_cpu\.cpp:\d+|'auto'.*\]|'streaming\\_llm'.*\]")
 
 
 @pytest.fixture(scope="module")

@@ -86,6 +86,8 @@ class ScatteredLayer(Layer):
         before = pad(self.attention, (0, 0, 0, attention.shape[2] - self.attention.shape[2]))
         if self.queries == math.inf:
             self.attention = before + attention
+        elif attention.shape[-1] >= self.queries:  # no earlier query counts any more
+            self.attention = attention[..., -self.queries :]
         else:
             self.attention = torch.cat((before, attention), dim=-1)[..., -self.queries :]
         self._compress(self.attention.sum(dim=-1))

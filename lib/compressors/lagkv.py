@@ -1,5 +1,6 @@
 """LagKV: a token matters if it stands out against the tokens that came after it."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,10 @@ def lag_scores(states: torch.Tensor) -> torch.Tensor:
     low = following.amin(dim=3, keepdim=True)  # (B, H, P - 1, 1, D)
     span = following.amax(dim=3, keepdim=True) - low
     span = span.where(span > 0, 1)  # a channel that is constant there is only moved
-    return ((ours - low) / span).std(dim=-1).softmax(dim=-1)
+    scaled = (ours - low) / span
+    # `std`, several times as fast
+    spread = (scaled - scaled.mean(dim=-1, keepdim=True)).norm(dim=-1)
+    return (spread / math.sqrt(scaled.shape[-1] - 1)).softmax(dim=-1)
 
 
 @dataclass
@@ -63,7 +67,8 @@ class LagKV(Compressor):
         each, more = divmod(T - self.budget, P - 1)
         stay = L - each - (torch.arange(P - 1, device=scores.device) < more).int()
         order = scores.argsort(dim=-1, descending=True, stable=True)
-        place = order.argsort(dim=-1)  # 0 is the best of its partition
+        ranks = torch.arange(L, device=scores.device).expand_as(order)
+        place = torch.empty_like(order).scatter_(-1, order, ranks)  # 0: the best of its partition
         chosen = (place < stay[:, None]).flatten(2).int()  # (B, H, (P - 1) * L)
         recent = T - S - (P - 1) * L
         return keep_best(chosen, self.budget - S - recent, S, recent)

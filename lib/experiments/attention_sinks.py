@@ -1,18 +1,14 @@
-"""What a sink needs: the same texts begun in other ways, and the sinks of a model in training."""
+"""What a sink needs: the same texts begun in other ways, and its share of heads by layer."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from lib.load.models import REFERENCE
 from lib.measure.attention_maps import heads_with_sink
 from lib.measure.stats import mean_ci, share_ci, with_interval
-from lib.paths import MODELS, local_path
 from lib.require import require
-from lib.training.log import read_log
 
 
 def other_starts(texts: torch.Tensor, tokenizer, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -97,21 +93,3 @@ def place_or_token(starts: pd.DataFrame) -> str:
     if all(kept):
         return "the sink is at the first place, whatever token stands there"
     return "some first tokens make a sink" if any(kept) else "the sink is this first token"
-
-
-def training_strengths(model: str) -> pd.DataFrame:
-    """Sink strength of every head, strongest first, at five evaluations spread over a training.
-
-    Columns `step`, `rank` (from 1) and `sink_strength`, which the log holds averaged over its
-    texts; no rows where no `training_log.json` lies beside the model.
-    """
-    folder = MODELS / REFERENCE if model == REFERENCE else local_path(model)
-    path = Path(folder) / "training_log.json"
-    if not path.exists():
-        return pd.DataFrame(columns=["step", "rank", "sink_strength"], dtype=float)
-    history, heads = read_log(path)
-    rows = []
-    for place in np.unique(np.linspace(0, len(heads) - 1, 5).round().astype(int)):
-        ranked = np.sort(heads.iloc[place])[::-1]
-        rows += [(history.step[place], rank, alpha) for rank, alpha in enumerate(ranked, start=1)]
-    return pd.DataFrame(rows, columns=["step", "rank", "sink_strength"])

@@ -1,4 +1,4 @@
-"""The figures of attention sinks: maps, strengths, depth, other beginnings, and training."""
+"""The figures of attention sinks: maps, strengths, depth, other beginnings."""
 
 import numpy as np
 import pandas as pd
@@ -116,25 +116,4 @@ def other_starts(starts: pd.DataFrame, threshold: float) -> Figure:
     right.set(xlabel=ON_IT, xlim=(-0.03, 1))
     mark(right, threshold, "threshold")
     right.legend(loc="lower center", bbox_to_anchor=(0.5, 0.97), ncols=2, fontsize=10)
-    return fig
-
-
-def training(ranked: pd.DataFrame, threshold: float, model: str) -> Figure:
-    """Strength of the first token by rank of the head, a line for each evaluation of a training.
-
-    A sentence where `training_strengths` found none.
-    """
-    fig, ax = subplots(figsize=(WIDTH, 3.4), layout="constrained")
-    if ranked.empty:
-        told = f"No log of a training lies beside {model}:\nwhen its sinks appeared is not known."
-        ax.text(0.5, 0.5, told, ha="center", va="center")
-        ax.set_axis_off()
-        return fig
-    steps = ranked.step.unique()
-    for step, color in zip(steps, sns.color_palette("viridis", len(steps)), strict=True):
-        part = ranked[ranked.step == step]
-        ax.plot(part["rank"], part.sink_strength, "o-", ms=3, lw=1, color=color, label=f"{step:,}")
-    ax.axhline(threshold, color="#777777", linewidth=1, linestyle=":")
-    ax.set(xlabel="heads, the strongest first", ylabel=ON_IT, ylim=0)
-    ax.legend(title=f"training step\n(dotted: {threshold:g})")
     return fig

@@ -86,7 +86,7 @@ def attention_lost_panel(ax: Axes, curves: Mapping[str, np.ndarray]) -> None:
         table = place_table({"lost": by_text}, ("point",)).assign(dropped=100 * (at + 1) / C)
         band(ax, table, "dropped", "lost", color=color, ls=line, label=name.replace("_", " "))
     ax.set(xlabel="cached keys dropped (%)", ylabel="attention lost (%)")
-    ax.legend(loc="lower right")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=10)  # off the curves
 
 
 def sink_norms(ax: Axes, sinks: pd.DataFrame, levels: Mapping[str, float]) -> None:

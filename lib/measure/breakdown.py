@@ -74,6 +74,42 @@ def _parts(model, cache: Cache, steps: int, warmup: int) -> dict[str, float]:
     }
 
 
+@torch.no_grad()
+def cut_cost(
+    model, methods: Mapping[str, Compressor], buffer: int = 64, repeats: int = 3
+) -> pd.DataFrame:
+    """One row per repeat and method: what a cut costs, once in `buffer` + 1 steps, batch 1.
+
+    `step_ms` is the median of a step that cuts nothing, `cut_ms` what the one that cuts takes more,
+    `cut_%` that in percent of the steps between two cuts. Prompts are random tokens.
+    """
+    require_int("buffer", buffer, 2)
+    require_int("repeats", repeats, 1)
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.config.get_text_config().vocab_size
+    rows = []
+    runs = [(repeat, name) for repeat in range(repeats) for name in methods]  # drift hits all alike
+    for repeat, name in progress(runs, desc="cuts"):
+        cache = make_cache(model, methods[name], buffer)
+        size = (1, int(methods[name].budget))
+        prompt = torch.randint(vocabulary, size, generator=generator).to(model.device)
+        model(input_ids=prompt, past_key_values=cache)
+        plain, cuts = [], []
+        for _ in range(2 * (buffer + 1)):  # two rhythms: the first warms up
+            held, began = sum(cache.cached_lengths), now(model.device)
+            model(input_ids=prompt[:, :1], past_key_values=cache)
+            took = 1000 * (now(model.device) - began)
+            (plain if sum(cache.cached_lengths) > held else cuts).append(took)
+        require(
+            len(cuts) == 2, "method", methods[name], f"one that cuts once in {buffer + 1} steps"
+        )
+        between = plain[-buffer:]
+        row = {"method": name, "repeat": repeat, "step_ms": median(between)}
+        row["cut_ms"] = cuts[-1] - row["step_ms"]
+        rows.append(row | {"cut_%": 100 * row["cut_ms"] / sum(between)})
+    return pd.DataFrame(rows)
+
+
 def timed_step(model, ids: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, Stopwatch]:
     """Logits (B, n, V) of one step and its stopwatch. The timers cost time: not for the total."""
     watch = Stopwatch(model.device)

@@ -1,6 +1,6 @@
 """Spread: confidence intervals over texts, quartiles over repeats, rolling means over positions."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from functools import cache
 
 import numpy as np
@@ -144,14 +144,18 @@ def log_edges(first: int, last: int, per_octave: int = 2) -> np.ndarray:
     return np.unique(np.geomspace(first, last, count).round().astype(int))
 
 
-def ratio_table(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> pd.DataFrame:
+def ratio_table(
+    pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]], sampled: Container[str] = ()
+) -> pd.DataFrame:
     """Perplexity of each NLL and its ratio to another on the same tokens, 95% intervals over texts.
 
-    `pairs` gives (nll, other nll), each (texts, tokens), by the name of the row.
+    `pairs` gives (nll, other nll), each (texts, tokens), by the name of the row. Rows `sampled`
+    are known at some of the tokens: their ratio stands, a perplexity beside the others' does not.
     """
     rows = []
     for name, (nll, other) in pairs.items():
-        row = {"method": name} | with_interval("ppl", ppl_ci(nll))
+        ppl = (np.nan,) * 3 if name in sampled else ppl_ci(nll)
+        row = {"method": name} | with_interval("ppl", ppl)
         row |= with_interval("ratio", ppl_ratio_ci(nll, other))
         rows.append(row | {"n_texts": len(nll), "n_tokens": nll.numel()})
     return pd.DataFrame(rows)
@@ -169,3 +173,14 @@ def verdict(low: float, high: float, side: int, base: float, near: float) -> str
     else:
         holds, fails = (low > base, high < base)[::side]
     return "holds" if holds else "does not hold" if fails else "not told apart"
+
+
+def size_beside(ours: tuple[float, float], theirs: tuple[float, float], base: float) -> str:
+    """An effect's interval (low, high) beside another's: which is farther from `base`, no effect.
+
+    "as theirs" where the two overlap, else "larger here" or "smaller here".
+    """
+    if ours[0] <= theirs[1] and theirs[0] <= ours[1]:
+        return "as theirs"
+    near, far = min(abs(x - base) for x in ours), max(abs(x - base) for x in theirs)
+    return "larger here" if near > far else "smaller here"

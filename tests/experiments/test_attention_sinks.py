@@ -1,6 +1,4 @@
-"""Sinks of texts begun in other ways and during training, rolling losses."""
-
-import json
+"""Sinks of texts begun in other ways, and their maps."""
 
 import numpy as np
 import pandas as pd
@@ -13,14 +11,10 @@ from lib.experiments.attention_sinks import (
     place_or_token,
     sink_table,
     sinks_by_layer,
-    training_strengths,
 )
-from lib.experiments.attention_sinks_plots import map_panels, strength_map, training
+from lib.experiments.attention_sinks_plots import map_panels, strength_map
 from lib.measure.attention_maps import heads_with_sink
 from lib.measure.stats import mean_ci, place_table, share_ci
-from lib.paths import MODELS
-
-LOG = MODELS / "reference" / "training_log.json"
 
 
 @pytest.mark.parametrize(("count", "length"), [(1, 2), (3, 9), (16, 65)])
@@ -119,31 +113,6 @@ def test_sinks_by_layer_average_to_the_share_of_all_heads():
 def test_what_the_sink_goes_with_is_read_off_the_data(shares, words):
     texts = ("text as it is", "first token random", "first token a newline", "first token cut off")
     assert place_or_token(pd.DataFrame({"text": texts, "heads_%": shares})) == words
-
-
-def test_strengths_in_training_are_those_of_the_log_by_rank():
-    log = json.loads(LOG.read_text())
-    table = training_strengths("reference")
-    steps = table.step.unique().tolist()
-    assert len(steps) == 5
-    assert (steps[0], steps[-1]) == (log[0]["step"], log[-1]["step"])
-    for step, part in table.groupby("step"):
-        (entry,) = (entry for entry in log if entry["step"] == step)
-        heads = sorted((alpha for layer in entry["sink_strength"] for alpha in layer), reverse=True)
-        assert part.sink_strength.tolist() == heads
-        assert part["rank"].tolist() == list(range(1, len(heads) + 1))
-
-
-def test_a_log_beside_a_local_model_is_found_and_none_elsewhere(tmp_path):
-    known = training_strengths("reference")
-    for model in ("random:EleutherAI/pythia-70m", "EleutherAI/pythia-70m", str(tmp_path)):
-        empty = training_strengths(model)
-        assert len(empty) == 0
-        assert empty.columns.tolist() == known.columns.tolist()
-        (sentence,) = training(empty, 0.3, model).axes[0].texts
-        assert model in sentence.get_text()
-    (tmp_path / LOG.name).write_bytes(LOG.read_bytes())
-    assert training_strengths(str(tmp_path)).equals(known)
 
 
 @pytest.mark.parametrize(

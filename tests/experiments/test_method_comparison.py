@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -117,6 +118,22 @@ def test_the_literature_stands_beside_what_was_run():
     assert own["theirs_%"] == -1.6
     large = rows.loc["window 512 against dense", "perplexity"]
     assert large["theirs_%"].tolist() == pytest.approx([9.5, 111.56], abs=0.01)
+
+
+def test_the_size_of_a_change_is_held_against_theirs():
+    results = random_results(0, ["baseline", "streaming_1024", "recent_only_512"], 7, 99)
+    dense = results["baseline"]
+    twice, alike = (
+        replace(dense, nll=dense.nll + gap + noise)
+        for noise in [0.01 * torch.randn(7, 99, generator=torch.Generator().manual_seed(1))]
+        for gap in (math.log(2), math.log(1.095))
+    )
+    table = literature_table({"baseline": dense, "streaming_1024": twice, "recent_only_512": alike})
+    rows = table[table.measure == "perplexity"].set_index(["source", "pattern"])["size"]
+    assert rows["report on Pythia-70m", "sinks + window 1024 against dense"] == "larger here"
+    assert rows["report on Pythia-70m", "window 512 against dense"] == "as theirs"
+    assert rows["report on Pythia-2.8b", "window 512 against dense"] == "smaller here"
+    assert (table["size"][table.verdict == "not run"] == "not run").all()
 
 
 def test_a_groups_lead_is_over_all_it_shares_with_another():

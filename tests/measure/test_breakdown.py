@@ -1,12 +1,15 @@
 """The parts of a decoding step: that they add up, and that timing changes nothing."""
 
+from statistics import median
+
 import pytest
 import torch
 from reference import FAMILIES, cached_model, tiny_ids
 
-from lib import FixSizeL2, L2Compress, RecentOnly, StreamingLLM, generate
+from lib import TOVA, FixSizeL2, L2Compress, RecentOnly, StreamingLLM, generate
 from lib.cache.baseline import STATIC, cache_bytes, held_lengths
-from lib.measure.breakdown import breakdown, filled_cache, timed_step
+from lib.measure import breakdown as breakdown_module
+from lib.measure.breakdown import breakdown, cut_cost, filled_cache, timed_step
 from lib.measure.limits import decoding_work
 
 METHODS = {
@@ -27,6 +30,32 @@ def test_parts_add_up():
     assert len(runs) == len(runs.groupby(["method", "context", "repeat"])) == len(METHODS) * 2 * 2
     assert (runs[PARTS].sum(axis=1) - runs.total_ms).abs().max() < 1e-9
     assert (runs[["total_ms", "attention_ms", "bookkeeping_ms"]] > 0).all(axis=None)
+
+
+@pytest.mark.parametrize("buffer", [2, 5])
+def test_a_cut_is_told_from_the_steps_between(buffer, monkeypatch):
+    """On a clock that ticks once for each token a cache holds: a step takes what it leaves held."""
+    model, caches = cached_model("llama_gqa", torch.float32), []
+    made = breakdown_module.make_cache
+    monkeypatch.setattr(
+        breakdown_module, "make_cache", lambda *args: caches.append(made(*args)) or caches[-1]
+    )
+    clock = [0.0]
+
+    def tick(device):
+        clock[0] += max(caches[-1].cached_lengths) / 1000
+        return clock[0]
+
+    monkeypatch.setattr(breakdown_module, "now", tick)
+    methods = {"l2": FixSizeL2(8, skip_layers=()), "tova": TOVA(8)}
+    costs = cut_cost(model, methods, buffer, repeats=2)
+    assert costs[["repeat", "method"]].values.tolist() == [[r, m] for r in (0, 1) for m in methods]
+    held = range(9, 9 + buffer)  # after the steps between: the cut comes back to the budget of 8
+    assert costs.step_ms.tolist() == pytest.approx([median(held)] * 4)
+    assert costs.cut_ms.tolist() == pytest.approx([8 - median(held)] * 4)
+    assert costs["cut_%"].tolist() == pytest.approx([100 * (8 - median(held)) / sum(held)] * 4)
+    with pytest.raises(ValueError, match="one that cuts once in"):
+        cut_cost(model, {"never": FixSizeL2(8, skip_layers=(0, 1))}, buffer)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from lib.measure.perplexity import Evaluation
 from lib.measure.rows import BASELINE
-from lib.measure.stats import mean_ci, ppl_ratio_ci, verdict, with_interval
+from lib.measure.stats import mean_ci, ppl_ratio_ci, size_beside, verdict, with_interval
 from lib.names import display_name
 
 
@@ -52,6 +52,7 @@ def literature_table(results: Mapping[str, Evaluation]) -> pd.DataFrame:
     "holds" where the interval, paired by text, lies on their side of 0, "does not hold" where it
     lies on the other one, else "not told apart". "Without loss" (0) holds within `LOSS` percent and
     does not hold where the interval lies outside. Rows that are not in `results` are "not run".
+    `size` is that of our change beside theirs: "as theirs" where the interval holds their number.
     """
     rows = []
     for one in LITERATURE:
@@ -66,6 +67,7 @@ def literature_table(results: Mapping[str, Evaluation]) -> pd.DataFrame:
             if None in pair
             else verdict(*change[1:], (one.change > 0) - (one.change < 0), 0, LOSS)
         )
+        row["size"] = "not run" if None in pair else size_beside(change[1:], (one.change,) * 2, 0)
         rows.append(row | {"n_texts": len(pair[0].nll) if None not in pair else float("nan")})
     return pd.DataFrame(rows)
 

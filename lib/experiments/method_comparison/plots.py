@@ -144,6 +144,12 @@ def on_all(fronts: Mapping[int, pd.DataFrame]) -> str:
     return "; ".join(map(display_name, shared)) or "no method on all"
 
 
+def front_in_words(fronts: Mapping[int, pd.DataFrame]) -> str:
+    """The rows on the front of each length, from the least cost to the lowest perplexity."""
+    names = {n: ", ".join(map(display_name, front.method)) for n, front in fronts.items()}
+    return "; ".join(f"at {n:,} tokens {rows}" for n, rows in names.items())
+
+
 def quality_by_cost(
     ax: Axes, part: pd.DataFrame, column: str, front: pd.DataFrame, bright: Sequence[str]
 ) -> None:
