@@ -12,6 +12,11 @@ NOTEBOOKS = ROOT / "notebooks"
 PARAMS = ROOT / "params"
 
 
+def all_notebooks() -> list[Path]:
+    """The numbered notebooks, in order."""
+    return sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+
+
 def results_dir() -> Path:
     """Folder for figures, tables and executed notebooks: `KVLAB_RESULTS`, else `results/`."""
     return _expanded(os.environ.get("KVLAB_RESULTS") or ROOT / "results").resolve()

@@ -41,6 +41,12 @@ class L2Compress(Compressor):
         """
         return {"prune_after": budget}
 
+    @property
+    def longest_step(self) -> float:
+        """Tokens that may come at once, if one cut is to bring a full layer back."""
+        ratio = self.keep_ratio
+        return math.inf if ratio == 1 else int(self.prune_after * (1 / ratio - 1))
+
     def choose(self, held: Held) -> torch.Tensor | None:
         T = held.length
         kept = math.ceil(self.keep_ratio * T - 1e-9)  # 0.55 of 100 is 55

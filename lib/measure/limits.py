@@ -110,14 +110,18 @@ def evaluation_flops(model, length: int, budget: int | None = None) -> int:
     return n * _linear_flops(model) + _attention_flops(model, keys)
 
 
+def least_seconds(work: Work, machine: Machine) -> float:
+    """The least time `machine` could take for a step (its roofline)."""
+    return max(work.bytes / machine.bandwidth, work.flops / machine.gemm)
+
+
 def share_of_limit(seconds_per_token: float, work: Work, machine: Machine) -> float:
-    """The least time `machine` could take (its roofline) over the measured time of a step.
+    """`least_seconds` over the measured time of a step.
 
     May exceed 1 for a model that fits into the processor's caches: its weights aren't read from
     memory.
     """
-    limit = max(work.bytes / machine.bandwidth, work.flops / machine.gemm)
-    return limit / seconds_per_token
+    return least_seconds(work, machine) / seconds_per_token
 
 
 def cache_shape(model) -> tuple[int, int, int]:

@@ -24,8 +24,8 @@ def quality(
     position-only methods are cut after every token (`lib.measure.rows.feeding_of`).
     """
     for name, method in methods.items():
-        if isinstance(method, L2Compress) and method.keep_ratio < 1:
-            most = int(method.prune_after * (1 / method.keep_ratio - 1))
+        if isinstance(method, L2Compress):
+            most = method.longest_step
             require(chunk_size <= most, "chunk_size", chunk_size, f"at most {most} for {name}")
     feeding, results = feeding_of(methods, chunk_size), {}
     for name, method in progress(methods.items(), desc="quality"):

@@ -15,7 +15,7 @@ from typing import Any
 import bokeh.server
 from sphinx.application import Sphinx
 
-from lib.paths import NOTEBOOKS, ROOT
+from lib.paths import ROOT, all_notebooks
 from lib.results.findings import findings
 from lib.results.readme import filled
 
@@ -69,7 +69,7 @@ def write_source(source: Path) -> None:
         shutil.copytree(ROOT / name, source / name, ignore=LEFT_OUT)
     shutil.copy(ROOT / "LOG.md", source)
     found = findings(filled(ROOT / "README.md"))
-    notebooks = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+    notebooks = all_notebooks()
     pages = {notebook.stem: notebook_page(notebook, found) for notebook in notebooks}
     pages["explorer"] = _explorer_page()
     pages["index"] = index_page([notebook.stem for notebook in notebooks], found)
@@ -83,7 +83,7 @@ def _explorer_page() -> str:
     grids = {name: read_grid(file) for name, file in files.items() if file.exists()}
     if not grids:
         return "# Explorer\n\nNo grid has been computed: `python -m lib.report.grid --help`.\n"
-    live = next(NOTEBOOKS.glob("*_explorer.ipynb"))
+    live = next(path for path in all_notebooks() if path.stem.endswith("_explorer"))
     scripts = [f'<script src="_static/{name}"></script>' for name in BOKEH]
     return "\n".join(
         [

@@ -38,14 +38,10 @@ def measure_setting(
 ) -> dict[str, list[float | None]]:
     """Perplexity of a text (T,) with its interval, and NLL by position with that of each place."""
     nll = evaluate(model, tokens, compressor).nll
-    curve = by_position(nll[None], _edges(len(tokens)))
+    curve = by_position(nll[None], log_edges(16, len(tokens) - 1))
     names = {"nll": "ppl", "nll_low": "ppl_low", "nll_high": "ppl_high"}
     nats = {name: [_round(math.log(x)) for x in curve[ppl]] for name, ppl in names.items()}
     return {"ppl": [_round(x) for x in ppl_ci(stretches(nll))], **nats}
-
-
-def _edges(length: int) -> np.ndarray:
-    return log_edges(16, length - 1, per_octave=2)
 
 
 def _round(number: float) -> float | None:
@@ -59,7 +55,7 @@ def make_grid(
     """Write the grid of all pairs, and dense attention, to `path`; whole after every setting."""
     model, tokenizer = load_model(model_name)
     tokens = load_tokens(text, tokenizer, seq_len)
-    edges = _edges(len(tokens))
+    edges = log_edges(16, len(tokens) - 1)
     middles = [round(x) for x in np.sqrt(edges[:-1] * edges[1:])]
     about = {"model": model_name, "text": text, "tokens": len(tokens), "position": middles}
     grid = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"settings": {}}

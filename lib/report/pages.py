@@ -61,7 +61,7 @@ def notebook_page(notebook: Path, findings: list[Finding]) -> str:
     for folder in executed:
         copy = _copy(folder, notebook).relative_to(ROOT)
         lines.append(
-            f"- {MODELS[folder]}: [executed notebook]({copy}), `{_made(folder, notebook)}`"
+            f"- {MODELS[folder]}: [executed notebook]({copy}), `{command(folder, notebook.stem)}`"
         )
     for file in _shown(notebook):
         if there := {folder: e[file] for folder, e in entries.items() if file in e}:
@@ -111,10 +111,6 @@ def _title(notebook: Path) -> str:
 
 def _copy(folder: Path, notebook: Path) -> Path:
     return ROOT / folder / "notebooks" / notebook.name
-
-
-def _made(folder: Path, notebook: Path) -> str:
-    return command(folder, notebook.stem)
 
 
 def _docs() -> list[str]:

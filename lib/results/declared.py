@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from lib.paths import NOTEBOOKS, results_dir
+from lib.paths import all_notebooks, results_dir
 
 _FILES = {
     "save_figure": ("figures/{}.png", "figures/{}.svg"),
@@ -51,7 +51,7 @@ def missing_outputs(notebook: Path, results: Path) -> list[str]:
 
 def main() -> None:
     """Fail unless every notebook's declared outputs are in the results folder."""
-    notebooks = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+    notebooks = all_notebooks()
     missing = [name for notebook in notebooks for name in missing_outputs(notebook, results_dir())]
     if missing or not notebooks:
         sys.exit(f"missing in {results_dir()}: {', '.join(missing) or 'everything, no notebooks'}")

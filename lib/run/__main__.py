@@ -20,7 +20,7 @@ import yaml
 from papermill.exceptions import PapermillExecutionError
 
 from lib.load.wheel import NOT_INSTALLED, PACKAGE, SMOLLM2
-from lib.paths import NOTEBOOKS
+from lib.paths import all_notebooks
 from lib.results.declared import missing_outputs
 
 from . import params
@@ -33,7 +33,7 @@ class NotebookError(RuntimeError):
 
 def choose(names: list[str]) -> list[Path]:
     """The notebooks that `names` mean, in order; all of them for no names."""
-    notebooks = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+    notebooks = all_notebooks()
     for name in names:
         if not any(_means(name, notebook) for notebook in notebooks):
             known = ", ".join(notebook.stem for notebook in notebooks)

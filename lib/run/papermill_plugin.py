@@ -37,7 +37,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from papermill.engines import NBClientEngine, papermill_engines
 from traitlets.config import Config
 
-from lib.paths import NOTEBOOKS, results_dir
+from lib.paths import NOTEBOOKS, all_notebooks, results_dir
 
 from . import params, staging
 
@@ -122,7 +122,7 @@ def _install(cli: ModuleType) -> None:
 def _refuse_misspelt(path: Path) -> None:
     """Name the notebook that was meant, if `path` is none of this repository's."""
     if not path.exists() and path.resolve().parent == NOTEBOOKS:
-        known = sorted(found.name for found in NOTEBOOKS.glob("[0-9]*.ipynb"))
+        known = [found.name for found in all_notebooks()]
         raise _refusal(f"no notebook {params.suggest(path.name, known, 'notebooks')}")
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from lib.paths import NOTEBOOKS
+from lib.paths import all_notebooks
 
 _NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 _RANGE = re.compile(rf"\s*({_NUMBER})?\s*\.\.\s*({_NUMBER})?\s*")
@@ -198,7 +198,7 @@ def section(content: Any, stem: str) -> dict[str, Any]:
     if len(sections) != len(content):
         stray = next(key for key in content if key not in sections)
         raise ParameterError(f"{stray} stands outside the notebooks' sections of its file")
-    stems = sorted(path.stem for path in NOTEBOOKS.glob("[0-9]*.ipynb"))
+    stems = [path.stem for path in all_notebooks()]
     for key in sections:
         if key not in stems:
             raise ParameterError(f"no notebook {suggest(key, stems, 'notebooks')}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from lib.paths import NOTEBOOKS, results_dir
+from lib.paths import NOTEBOOKS, all_notebooks, results_dir
 from lib.require import require
 from lib.run import params
 
@@ -87,7 +87,7 @@ def _runs_of(grid: Any) -> list[Run]:
         ok = number and (value > 0 or name == "gpus" and value == 0)
         require(ok, name, value, "a number above 0")
     notebook = NOTEBOOKS / f"{grid.get('notebook')}.ipynb"
-    known = ", ".join(sorted(path.stem for path in NOTEBOOKS.glob("[0-9]*.ipynb")))
+    known = ", ".join(path.stem for path in all_notebooks())
     require(notebook.is_file(), "notebook", grid.get("notebook"), f"one of {known}")
     require(isinstance(grid.get("table"), str), "table", grid.get("table"), "a table it saves")
     contract = params.read_contract(notebook)

@@ -19,6 +19,7 @@ from lib.experiments.method_comparison.literature import LITERATURE, literature_
 from lib.experiments.method_comparison.plots import (
     against_base,
     by_quality,
+    front_in_words,
     highlights,
     lead_in_words,
     leading,
@@ -134,6 +135,13 @@ def test_the_size_of_a_change_is_held_against_theirs():
     assert rows["report on Pythia-70m", "window 512 against dense"] == "as theirs"
     assert rows["report on Pythia-2.8b", "window 512 against dense"] == "smaller here"
     assert (table["size"][table.verdict == "not run"] == "not run").all()
+
+
+def test_a_front_in_words_goes_from_the_least_cost():
+    rows = pd.DataFrame({"method": ["tova_32", "recent_only_32"], "ms": [1, 2], "ppl": [4, 3]})
+    fronts = {n: pareto_front(rows, "ms", "ppl") for n in (64, 2024)}
+    told = "tova_32, window 32"
+    assert front_in_words(fronts) == f"at 64 tokens {told}; at 2,024 tokens {told}"
 
 
 def test_a_groups_lead_is_over_all_it_shares_with_another():

@@ -11,6 +11,7 @@ from reference import cached_model, distinct_ids, literal, nll_of, tiny_ids
 
 from lib import FixSizeL2, L2Compress, StreamingLLM, evaluate
 from lib.experiments.what_goes_wrong.cases import Case, cases
+from lib.experiments.what_goes_wrong.literature import literature_table
 from lib.experiments.what_goes_wrong.mistakes import (
     DenseInChunk,
     EagerEviction,
@@ -28,6 +29,7 @@ from lib.experiments.what_goes_wrong.runs import (
     run_cases,
     told_apart,
 )
+from lib.results.save import readable
 
 START, RECENT, LENGTH = 2, 6, 41
 METHOD = StreamingLLM(START, RECENT)
@@ -261,6 +263,18 @@ def test_a_ratio_by_position_may_be_below_1():
         assert row.ratio_low == pytest.approx(math.exp(gaps.mean() - half), rel=1e-4)
         assert row.ratio_high == pytest.approx(math.exp(gaps.mean() + half), rel=1e-4)
     assert table.ratio_high[1] < 1
+
+
+def test_the_reports_stand_beside_what_is_found():
+    nll = torch.rand(6, 50, generator=torch.Generator().manual_seed(0)).double()
+    noise = 0.01 * torch.rand(6, 50, generator=torch.Generator().manual_seed(1)).double()
+    right = {"hooks, share kept": nll + 1, "cut before attention": nll}
+    wrong = {"hooks, share kept": nll + math.log(30) + noise, "cut before attention": nll + noise}
+    table = literature_table(wrong, right, nll)
+    assert table.ratio.tolist() == pytest.approx([30 * 1.005, 1.005], rel=2e-3)
+    assert table.verdict.tolist() == ["holds", "holds"]
+    assert table["size"].tolist() == ["larger here", "smaller here"]
+    assert readable(table).theirs.tolist() == ["+1,812%", "300 instead of 40 to 70"]
 
 
 def test_verdicts():

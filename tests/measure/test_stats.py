@@ -17,7 +17,9 @@ from lib.measure.stats import (
     place_table,
     ppl_ci,
     ppl_ratio_ci,
+    ratio_table,
     share_ci,
+    size_beside,
     stretches,
     summarise,
     verdict,
@@ -31,6 +33,32 @@ def test_mean_ci():
     assert mean_ci([0.0, 2.0]) == pytest.approx((1.0, 1 - 12.706, 1 + 12.706), rel=1e-4)
     half = 2.776 * math.sqrt(2.5 / 5)
     assert mean_ci([1, 2, 3, 4, 5]) == pytest.approx((3, 3 - half, 3 + half), rel=1e-3)
+
+
+def test_a_sample_has_a_ratio_and_no_perplexity():
+    nll = torch.rand(5, 40, generator=torch.Generator().manual_seed(0)).double()
+    pairs = {"all": (nll + 0.1, nll), "some": (nll[:, ::4] + 0.2, nll[:, ::4])}
+    table = ratio_table(pairs, {"some"}).set_index("method")
+    assert table.ratio.tolist() == pytest.approx([math.exp(0.1), math.exp(0.2)])
+    assert table.ppl["all"] == pytest.approx(math.exp(float(nll.mean()) + 0.1))
+    assert table.loc["some", ["ppl", "ppl_low", "ppl_high"]].isna().all()
+    assert table.n_tokens.tolist() == [200, 50]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "words"),
+    [
+        ((2, 10), (4, 4), "as theirs"),
+        ((2, 3), (3, 5), "as theirs"),
+        ((5, 9), (2, 4), "larger here"),
+        ((1.1, 1.5), (2, 4), "smaller here"),
+        ((-3, 1.5), (2, 4), "smaller here"),
+        ((-9, -8), (2, 4), "larger here"),
+        ((-9, -8), (-4, -2), "larger here"),
+    ],
+)
+def test_an_effects_size_beside_anothers(ours, theirs, words):
+    assert size_beside(ours, theirs, 1 if min(ours) > 0 else 0) == words
 
 
 @pytest.mark.parametrize(("n", "least"), [(4, 0.94), (6, 0.91), (8, 0.925), (16, 0.935)])

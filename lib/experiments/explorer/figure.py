@@ -8,7 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from lib.measure.limits import Machine
+from lib.measure.rows import BASELINE
 from lib.measure.stats import ppl_ci, ppl_ratio_ci, stretches, with_interval
+from lib.names import display_name
 from lib.plots import BLUE, GREY, VERMILLION, WIDTH, mark, method_style, subplots
 
 from . import views
@@ -163,7 +165,7 @@ def _draw_share(ax: Axes, shown: dict) -> None:
 
 def _draw_cost(ax: Axes, cost: dict) -> None:
     ax.axis("off")
-    names = {"full": "full cache", "chosen": "chosen"}
+    names = {"full": display_name(BASELINE), "chosen": "chosen"}
     cells = [
         [
             names[name],

@@ -227,7 +227,7 @@ function render({ model, el }) {
   }
 
   function drawCost(cost) {
-    const rows = { full: "full cache", chosen: "chosen" };
+    const rows = { full: "dense", chosen: "chosen" };
     const body = Object.entries(rows).filter(([name]) => cost?.[name]).map(([name, label]) => {
       const { tokens, bytes: size, tokens_per_s: pace } = cost[name], part = cost.full.bytes ? ` (${short((100 * size) / cost.full.bytes)}%)` : "";
       return `<tr><td>${label}</td><td>${count(tokens)}</td><td>${bytes(size)}${name === "chosen" ? part : ""}</td><td>${pace ? count(pace) : "…"}</td></tr>`;

@@ -14,7 +14,7 @@ from lib.names import display_name
 # `buffer` makes any method lazy, and presses of another project are not among the packages
 METHODS = (BASELINE, *(x for x in ROWS if x != "streaming_lazy" and not x.startswith("kvpress")))
 MOST_SINKS, LEAST_WINDOW, MOST_BUFFER, LONGEST = 16, 16, 512, 65_536
-LARGE_CHUNK, SMALL_CHUNK = 256, 64  # of methods that look at positions only, and of others
+WINDOW_CHUNK, CUT_CHUNK = 256, 64  # of methods that look at positions only, and of others
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Setting:
     def label(self) -> str:
         """A short name for a legend."""
         if self.method == BASELINE:
-            return "dense"
+            return display_name(BASELINE)
         kept = f"{self.start_size} + {self.recent_size}" if self.has_sinks else self.budget
         more = [f"buffer {self.buffer}"] if self.buffer else []
         more += ["original positions"] if self.positions == "original" else []
@@ -72,10 +72,10 @@ class Setting:
         """Tokens a forward pass: part of the definition of methods that look at keys."""
         method = self.compressor()
         if method is None or method.window:
-            return LARGE_CHUNK
-        if isinstance(method, L2Compress) and method.keep_ratio < 1:
-            return max(1, min(SMALL_CHUNK, int(method.prune_after * (1 / method.keep_ratio - 1))))
-        return SMALL_CHUNK
+            return WINDOW_CHUNK
+        if isinstance(method, L2Compress):
+            return max(1, min(CUT_CHUNK, method.longest_step))
+        return CUT_CHUNK
 
     def errors(self, limit: int) -> dict[str, str]:
         """What is not allowed, a sentence by control; `limit` is the model's, in tokens."""

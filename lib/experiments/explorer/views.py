@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from lib.measure.limits import Machine, decoding_work
+from lib.measure.limits import Machine, decoding_work, least_seconds
 from lib.measure.stats import by_position, log_edges, ppl_ci, ppl_ratio_ci, stretches
 
 from .reading import Look
@@ -60,7 +60,7 @@ def attention(setting: Setting, step: int, look: Look | None, layer: int, head: 
 
 
 def cost(model, setting: Setting, step: int, look: Look | None, machine: Machine | None) -> dict:
-    """What the cache holds before the token at `step`, beside the full cache, and what it allows.
+    """What the cache holds before the token at `step`, beside a dense one, and what it allows.
 
     Bytes are of keys and values; tokens/s is the most that this machine's memory and arithmetic
     allow a model that decodes with so much in its cache, batch 1.
@@ -79,8 +79,7 @@ def cost(model, setting: Setting, step: int, look: Look | None, machine: Machine
         per_token = decoding_work(model, 1).cache_bytes / 2
         found[name] = {"tokens": round(tokens, 1), "bytes": round(tokens * per_token)}
         if machine is not None:
-            seconds = max(work.bytes / machine.bandwidth, work.flops / machine.gemm)
-            found[name]["tokens_per_s"] = round(1 / seconds, 1)
+            found[name]["tokens_per_s"] = round(1 / least_seconds(work, machine), 1)
     return found
 
 

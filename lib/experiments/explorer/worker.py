@@ -24,9 +24,9 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._busy = False
 
-    def ask(self, job: Job | None) -> None:
-        """Run `job` as soon as the running one yields; None only ends that one."""
-        self._put("_asked", job or (lambda: iter(())))
+    def ask(self, job: Job) -> None:
+        """Run `job` as soon as the running one yields."""
+        self._put("_asked", job)
 
     def look(self, job: Job) -> None:
         """Run `job` between the yields of what was asked for."""
