@@ -307,7 +307,13 @@ def prose(path: Path) -> str:
 
 @pytest.mark.parametrize(
     "page",
-    [*PAGES, ROOT / "LOG.md", *NOTEBOOKS.glob("*.ipynb"), *ROOT.glob("results/**/*.ipynb")],
+    [
+        *PAGES,
+        ROOT / "LOG.md",
+        ROOT / "results" / "README.md",
+        *NOTEBOOKS.glob("*.ipynb"),
+        *ROOT.glob("results/**/*.ipynb"),
+    ],
     ids=name,
 )
 def test_links_lead_somewhere(page):
@@ -317,6 +323,13 @@ def test_links_lead_somewhere(page):
             there = page.parent / path if path else page
             assert there.exists(), target
             assert not anchor or anchor in anchors(there.read_text(encoding="utf-8")), target
+
+
+def test_manifests_name_what_is_there():
+    folders = [path.parent for path in ROOT.glob("results/**/manifest.json")]
+    assert ROOT / "results" in folders
+    for folder in folders:
+        assert [name for name in read_manifest(folder) if not (folder / name).exists()] == []
 
 
 def test_links_are_found_and_their_headings_too():
