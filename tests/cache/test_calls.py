@@ -3,6 +3,7 @@
 import gc
 import threading
 import weakref
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -56,6 +57,14 @@ class Adapted(torch.nn.Module):
         return self.base_model.model.generate(*args, **kwargs)
 
 
+def by_peft(model):
+    """PEFT's own, with random adapters, which are put into `model` itself."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    return get_peft_model(model, config).eval()
+
+
 def compiled(model):
     return torch.compile(model, backend="eager")
 
@@ -66,7 +75,9 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-WRAPPERS = pytest.mark.parametrize("wrap", [Adapted, compiled, lambda model: model])
+NO_PEFT = pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed")
+PEFT = pytest.param(by_peft, marks=NO_PEFT)
+WRAPPERS = pytest.mark.parametrize("wrap", [Adapted, PEFT, compiled, lambda model: model])
 
 
 def assert_rows(found: torch.Tensor, model, ids: torch.Tensor, mask=MASK) -> None:
