@@ -53,9 +53,13 @@ sweep: .venv/sweep ## run a grid of runs, on a cluster too (SWEEP=params/sweep.y
 verify: setup ## run what made results/ again and compare the numbers (NB="01 05": these only)
 	$(BIN)/python -m lib.run.verify $(NB)
 
-report: setup ## build the report from results/: a site in report/ that works from disk
-	@$(PIP) -c constraints.txt -e '.[report]'
+report: .venv/report ## build the report from results/: a site in report/ that works from disk
 	$(BIN)/python -m lib.report
+
+.venv/report: $(STAMP)
+	@echo "Installing Sphinx and what it needs"
+	@$(PIP) -c constraints.txt -e '.[report]'
+	@touch $@
 
 .venv/sweep: $(STAMP)
 	@echo "Installing Snakemake"
@@ -77,6 +81,6 @@ test: setup ## check format and lint, run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8
 
 clean: ## remove caches and what broken runs left (results/ and .venv stay)
-	rm -rf .pytest_cache .ruff_cache .hypothesis results/.staging-* results/interactive *.egg-info build
+	rm -rf .pytest_cache .ruff_cache .hypothesis results/.staging-* results/sweep/runs/*/.staging-* results/interactive *.egg-info build
 	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints -o -name '.writing-*' \) \
 	-type d -prune -exec rm -rf {} +

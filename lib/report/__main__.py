@@ -26,6 +26,7 @@ GRID = "explorer_grid.json"
 # of the repository, what the pages show or link to, and which files of it are pages
 SHOWN = ("docs", "benchmarks", "models", "results", "workflow")
 LEFT_OUT = shutil.ignore_patterns("*.safetensors", "tokenizer*", "__pycache__", ".*")
+OTHERS = {"interactive", "quick", "sweep"}  # results that are not the repository's
 PAGES = [
     "*.md",
     "docs/*.md",
@@ -66,7 +67,7 @@ math { font-size: 1.1em; font-family: "STIX Two Math", "Cambria Math", "Latin Mo
 def write_source(source: Path) -> None:
     """Lay out what Sphinx reads: the repository's pages as they are, and the report's own."""
     for name in SHOWN:  # copied: MyST follows links, and would look for pages where they lead
-        shutil.copytree(ROOT / name, source / name, ignore=LEFT_OUT)
+        shutil.copytree(ROOT / name, source / name, ignore=_left_out)
     shutil.copy(ROOT / "LOG.md", source)
     found = findings(filled(ROOT / "README.md"))
     notebooks = all_notebooks()
@@ -76,6 +77,11 @@ def write_source(source: Path) -> None:
     for name, page in pages.items():
         (source / f"{name}.md").write_text(page, encoding="utf-8")
     _write_static(source / "_static")
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    others = OTHERS.intersection(names) if Path(folder) == ROOT / "results" else set()
+    return LEFT_OUT(folder, names) | others
 
 
 def _explorer_page() -> str:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import yaml
 
 from lib.paths import PARAMS, ROOT, results_dir
@@ -59,7 +60,8 @@ def snakemake(file: Path, cores: int, profile: Path | None) -> int:
         *("--quiet", "all", *where),
     ]
     if profile is None:
-        command += ["--cores", cores, "--resources", f"gpu={len(devices())}"]
+        memory = psutil.virtual_memory().total // 2**20
+        command += ["--cores", cores, "--resources", f"gpu={len(devices())}", f"mem_mb={memory}"]
     paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
     environment = {"PYTHONPATH": os.pathsep.join(paths), "KVLAB_RESULTS": str(results_dir())}
     return subprocess.run(list(map(str, command)), env=os.environ | environment).returncode

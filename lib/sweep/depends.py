@@ -14,7 +14,7 @@ from lib.loaded import files_hash
 from lib.paths import MODELS, ROOT
 
 # of those that compute; the last two are the default text (lib/load/docstrings.py)
-PACKAGES = ("numpy", "torch", "transformers", "tokenizers", "networkx", "sympy")
+PACKAGES = ("numpy", "scipy", "pandas", "torch", "transformers", "tokenizers", "networkx", "sympy")
 
 
 def version_of(notebook: Path, values: Iterable[Any]) -> str:

@@ -78,12 +78,20 @@ def _try(run: Run) -> str:
                 papermill.execute_notebook(
                     run.notebook, run.log, run.parameters, progress_bar=False
                 )
-            table = run.folder / "tables" / f"{run.table}.csv"
-            if not table.exists():
-                return f"error: {run.notebook.stem} saved no table {run.table}"
+            return _table_error(run) or OK
     except Exception as error:
         return limits.reason or _reason(error)
-    return OK
+
+
+def _table_error(run: Run) -> str | None:
+    """What is wrong with the table that a run has saved."""
+    path, who = run.folder / "tables" / f"{run.table}.csv", f"error: {run.notebook.stem} saved"
+    if not path.exists():
+        return f"{who} no table {run.table}"
+    table = pd.read_csv(path, dtype=str)
+    if "status" in table:
+        return f"{who} a column status in {run.table}, which is the sweep's"
+    return None if len(table) else f"{who} no row in {run.table}"
 
 
 def _reason(error: Exception) -> str:

@@ -84,8 +84,12 @@ def _runs_of(grid: Any) -> list[Run]:
     limits = {name: grid.get(name, default) for name, default in LIMITS.items()}
     for name, value in limits.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        ok = number and (value > 0 or name == "gpus" and value == 0)
-        require(ok, name, value, "a number above 0")
+        if name == "gpus":
+            require(number and value in (0, 1), name, value, "0 or 1")
+        elif name == "threads":
+            require(isinstance(value, int) and value > 0, name, value, "a whole number above 0")
+        else:
+            require(number and value > 0, name, value, "a number above 0")
     notebook = NOTEBOOKS / f"{grid.get('notebook')}.ipynb"
     known = ", ".join(path.stem for path in all_notebooks())
     require(notebook.is_file(), "notebook", grid.get("notebook"), f"one of {known}")

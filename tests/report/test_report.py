@@ -77,7 +77,8 @@ def check_explorer(page: Page) -> None:
     assert "4 sinks + 128 recent tokens: perplexity 16.0" in words.inner_text()
     assert "without sinks 12.0, dense 5.00" in words.inner_text()
     handles = page.locator(".noUi-handle")
-    pictures = [page.screenshot()]
+    canvas = page.locator("canvas").first
+    pictures = [canvas.screenshot()]
     for handle, key, told in (
         (0, "ArrowLeft", "1 sinks + 128 recent tokens: perplexity 13.0"),
         (1, "ArrowRight", "1 sinks + 256 recent tokens: perplexity 15.0"),
@@ -86,7 +87,6 @@ def check_explorer(page: Page) -> None:
         page.keyboard.press(key)
         page.get_by_text(told).wait_for()
         page.wait_for_timeout(500)
-        canvas = page.locator("canvas").first
         pictures.append(canvas.screenshot())
     assert len(set(pictures)) == 3
 
