@@ -6,6 +6,7 @@ between them hold, and a broken one ends the build.
 """
 
 import argparse
+import json
 import shutil
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from lib.results.findings import findings
 from lib.results.readme import filled
 
 from .explorer import explorer, read_grid
-from .pages import MODELS, index_page, notebook_page
+from .pages import MODELS, folded, index_page, notebook_page
 
 GRID = "explorer_grid.json"
 # of the repository, what the pages show or link to, and which files of it are pages
@@ -105,10 +106,16 @@ def _explorer_page() -> str:
             *reversed(explorer(grids)),
             "```",
             "",
+            *(line for name in grids for line in _made(name, files[name])),
             f"With a kernel, any setting and more views: [the notebook]({live.stem}.md).",
             "",
         ]
     )
+
+
+def _made(model: str, grid: Path) -> list[str]:
+    made = json.dumps(json.loads(grid.read_text("utf-8"))["made"], indent=1, ensure_ascii=False)
+    return [*folded(f"What made it: {model}", ["```json", made, "```"]), ""]
 
 
 def _write_static(static: Path) -> None:

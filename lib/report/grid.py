@@ -58,9 +58,11 @@ def make_grid(
     edges = log_edges(16, len(tokens) - 1)
     middles = [round(x) for x in np.sqrt(edges[:-1] * edges[1:])]
     about = {"model": model_name, "text": text, "tokens": len(tokens), "position": middles}
+    now = entry("Sinks and window for the report's explorer")
+    about["made_of"] = [now["lib_sha256"], now["models"][-1], now["texts"][-1]]
     grid = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"settings": {}}
     if grid.get("about", about) != about:
-        raise ValueError(f"{path} is of another model or text: give another --out")
+        raise ValueError(f"{path} is of another model, text or code: give another --out")
     pairs = [(s, w) for w in sorted(windows) for s in sorted(sinks)]
     wanted = {DENSE: None} | {setting(*pair): StreamingLLM(*pair) for pair in pairs}
     missing = [name for name in wanted if name not in grid["settings"]]

@@ -87,15 +87,13 @@ def _side_by_side(file: str, entries: dict[Path, dict]) -> list[str]:
             path = folder / file
             lines += [f"[![{entry['caption']}]({path})]({path})", "", entry["caption"]]
         else:
-            lines += _folded(
-                "Table", [(ROOT / folder / file).with_suffix(".md").read_text("utf-8")]
-            )
+            lines += folded("Table", [(ROOT / folder / file).with_suffix(".md").read_text("utf-8")])
         made = json.dumps(entry, indent=1, ensure_ascii=False)
-        lines += ["", *_folded("What made it", ["```json", made, "```"]), ":::"]
+        lines += ["", *folded("What made it", ["```json", made, "```"]), ":::"]
     return [*lines, "::::"]
 
 
-def _folded(title: str, lines: list[str]) -> list[str]:
+def folded(title: str, lines: list[str]) -> list[str]:
     return [f"```````{{dropdown}} {title}", *lines, "```````"]
 
 

@@ -38,7 +38,7 @@ def test_a_setting_is_what_evaluate_gives(tmp_path):
     again = json.loads(path.read_text())["settings"]
     assert again["2+32"]["ppl"] == [1, 1, 1]
     assert list(again)[3:] == ["0+48", "2+48"]
-    with pytest.raises(ValueError, match="another model or text"):
+    with pytest.raises(ValueError, match="another model, text or code"):
         make_grid(path, "reference", "docs", 128, [0], [32])
     shown = read_grid(path)
     assert (shown["sinks"], shown["windows"]) == ([0, 2], [32, 48])
