@@ -9,7 +9,7 @@ import torch
 from reference import cached_model, tiny_ids
 
 import lib
-from lib import RecentOnly, StreamingLLM, evaluate, generate
+from lib import RecentOnly, StreamingLLM, evaluate, generate, load_tokenizer
 from lib.experiments.explorer import figure, views, widget, writing
 from lib.experiments.explorer.session import Session
 from lib.experiments.explorer.setting import METHODS, Setting, refuse
@@ -98,6 +98,8 @@ def test_a_moved_slider_changes_what_depends_on_it(page, session):
     assert shown["curves"]["dense"] == before["curves"]["dense"]
     assert shown["attention"]["tokens"] == list(range(172, 201))
     assert page.begun.count(Setting("recent_only", 0, 28)) == 0  # the same as the chosen one
+    assert shown["curves"]["window"]["ppl"] == shown["curves"]["chosen"]["ppl"]
+    assert shown["status"]["state"] == "done"
     page.set(step=100, head=1, layer=0)
     shown = page.wait()
     assert shown["curves"]["chosen"]["ppl"] == page.views["curves"]["chosen"]["ppl"]
@@ -225,6 +227,53 @@ def test_stopping(page):
     assert began.wait(10)
     page._on_message(page, {"do": "stop"}, [])
     assert page.wait()["status"]["state"] == "stopped"
+
+
+def test_a_load_that_is_stopped_is_taken_back(page):
+    before = page.controls["text"], page.choices["length"]
+    page.set(text="no such file.txt")
+    shown = page.wait()
+    assert "no such file.txt" in shown["errors"]["text"]
+    page.set(recent_size=20)  # does not make it forgotten
+    assert "no such file.txt" in page.wait()["errors"]["text"]
+    page._on_message(page, {"do": "stop"}, [])
+    shown = page.wait()
+    assert (page.controls["text"], page.choices["length"], shown["errors"]) == (*before, {})
+    page.set(recent_size=24)
+    assert page.wait()["curves"]["chosen"]["label"] == "sinks + window 4 + 24"
+    assert page.views["status"]["state"] == "done"
+
+
+def test_what_writing_overtakes_is_computed_behind_it(page):
+    gate, compute = threading.Event(), page._session.compute
+
+    def slow(setting):
+        for result in compute(setting):
+            gate.wait(10)
+            yield result
+
+    page._session.compute = slow
+    page.set(recent_size=40)
+    page._on_message(page, {"do": "write"}, [])
+    gate.set()
+    shown = page.wait()
+    assert shown["writing"]["columns"].keys() == {"dense", "window", "chosen"}
+    curves = shown["curves"]
+    assert {name: curve["done"] for name, curve in curves.items()} == dict.fromkeys(curves, 299)
+    assert len(curves) == 3
+    assert shown["status"]["state"] == "done"
+
+
+def test_letters_of_several_tokens_are_whole():
+    tokenizer = load_tokenizer("reference")
+    text = "naïve – 語 and 🙂, plain\n  words"
+    tokens = torch.tensor(tokenizer.encode(text, add_special_tokens=False))
+    found = views.pieces(tokenizer, tokens)
+    assert len(found) == len(tokens)
+    assert "".join(found) == text
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in found)
+    broken = views.pieces(tokenizer, tokens[: [*found].index("🙂")])  # in the middle of the letter
+    assert "".join(broken).startswith("naïve – 語 and ")
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -159,7 +159,7 @@ function render({ model, el }) {
   };
 
   function drawLoss({ curves = {}, pins = [], ratios = {} }) {
-    const W = Math.max(300, view.loss.clientWidth || 520), H = 165;
+    const W = Math.max(300, view.loss.clientWidth || 520), H = 140;
     const drawn = [...pins.map((curve) => [curve, ["--pin", "2 3"]]), ...["dense", "window", "chosen"].filter((x) => curves[x]).map((x) => [curves[x], LOOKS[x]])];
     const all = drawn.flatMap(([curve]) => [...curve.y, ...curve.low, ...curve.high]).filter((x) => x != null);
     const low = Math.min(...all, 1), high = Math.max(...all, 2), last = Math.max(64, choices().length - 1);
@@ -193,7 +193,8 @@ function render({ model, el }) {
     const step = attention?.step ?? model.get("controls").step, top = Math.max(...held.values(), 1e-9);
     const token = (i) => {
       const kind = i === step ? "now" : i > step ? "ahead" : !held.has(i) ? "gone" : i < attention.sinks ? "sink" : "kept";
-      const weight = held.get(i) ?? 0, dark = weight ? ` style="background:rgba(var(--heat),${Math.sqrt(weight / top).toFixed(2)})"` : "";
+      const weight = held.get(i) ?? 0, heat = Math.sqrt(weight / top);
+      const dark = weight ? ` style="background:rgba(var(--heat),${heat.toFixed(2)})${heat > 0.5 ? ";color:#111" : ""}"` : "";
       const said = `token ${i}: ${{ now: "current", ahead: "ahead", gone: "evicted", sink: "sink", kept: "kept" }[kind]}${weight ? `, attention ${(100 * weight).toFixed(1)}%` : ""}`;
       return `<span class="t ${kind}"${dark} title="${said}">${escape(pieces[i].replace(/\n/g, "↵"))}</span>`;
     };
@@ -208,7 +209,7 @@ function render({ model, el }) {
 
   function drawAttention(attention) {
     if (!attention) return;
-    const W = Math.max(300, view.attention.clientWidth || 520), H = 165, { tokens, weights, sinks, old } = attention, n = tokens.length;
+    const W = Math.max(300, view.attention.clientWidth || 520), H = 140, { tokens, weights, sinks, old } = attention, n = tokens.length;
     const high = weights ? Math.max(...weights, 0.01) : 1, xs = (i) => 34 + ((W - 40) * i) / Math.max(n, 1), ys = (y) => 14 + ((H - 44) * (high - y)) / high;
     const wide = Math.max(1, (W - 40) / n - 0.4);
     const bars = (weights ?? []).map((w, i) => `<rect x="${xs(i).toFixed(1)}" y="${ys(w).toFixed(1)}" width="${wide.toFixed(1)}" height="${(H - 30 - ys(w)).toFixed(1)}" style="fill:var(${tokens[i] < sinks ? "--chosen" : "--window"})"><title>token ${tokens[i]}: ${(100 * w).toFixed(1)}%</title></rect>`);
@@ -246,7 +247,8 @@ function render({ model, el }) {
     const { state: kind, text, done, total } = status, wrong = Object.values(errors).length;
     const words = { computing: "computing", loading: "loading", writing: "writing", stopped: "stopped: what is shown may be unfinished", failed: "failed:", done: "ready" };
     view.status.replaceChildren(wrong ? "⚠ what is shown is the last setting that is allowed" : `${words[kind] ?? ""} ${kind === "done" ? "" : text ?? ""}`);
-    if (!wrong && total && kind !== "done") view.status.prepend(h("progress", { max: total, value: done, "aria-label": "progress" }));
+    const busy = !wrong && ["computing", "loading", "writing"].includes(kind);
+    if (busy) view.status.prepend(h("progress", { ...(total ? { max: total, value: done } : {}), "aria-label": "progress" }));
     root.dataset.state = wrong ? "refused" : kind;
     for (const [name, { parts, error }] of Object.entries(fields)) {
       error.textContent = errors[name] ?? "";
@@ -291,7 +293,8 @@ function render({ model, el }) {
     state.timer = on ? setInterval(() => {
       const { step, seq } = model.get("controls"), next = step + 1;
       if (next >= choices().length) return playing(false);
-      if (model.get("views").attention?.step === step || performance.now() - (state.pressed[seq] ?? 0) > 1500) { change({ step: next }); showControls(); }
+      const { attention } = model.get("views"), looked = attention?.step === step && attention.weights && !attention.old;
+      if (looked || performance.now() - (state.pressed[seq] ?? 0) > 1500) { change({ step: next }); showControls(); }
     }, 120) : null;
     play.setAttribute("aria-pressed", String(!!on));
     play.textContent = on ? "⏸ pause" : "▶ play";
@@ -306,7 +309,7 @@ function render({ model, el }) {
   model.on("change:text", all);
   model.on("change:choices", all);
   model.on("change:controls", () => { showControls(); state.moved = true; redraw(); });
-  root.addEventListener("keydown", (event) => { if (event.key === "Escape") ask("stop"); });
+  root.addEventListener("keydown", (event) => { if (event.key === "Escape") { playing(false); ask("stop"); } });
   const size = new ResizeObserver(all);
   size.observe(el);
   const watch = new MutationObserver(theme);

@@ -72,12 +72,12 @@ class Session:
         """The look at a step, at the end; None after each chunk of text before it."""
         look = self.known_look(setting, step)
         if look is None:
-            for found in self._reading(setting).look(step):
-                look = found
+            for look in self._reading(setting).look(step):
+                if look is not None:  # kept first: at a yield this may end
+                    self._looks[setting.key, step] = look
+                    while len(self._looks) > LOOKS:
+                        self._looks.popitem(last=False)
                 yield None
-            self._looks[setting.key, step] = look
-            while len(self._looks) > LOOKS:
-                self._looks.popitem(last=False)
         yield look
 
     def look(self, setting: Setting, step: int) -> Look:

@@ -84,9 +84,18 @@ def cost(model, setting: Setting, step: int, look: Look | None, machine: Machine
 
 
 def pieces(tokenizer, tokens: torch.Tensor) -> list[str]:
-    """Each token as text: what it adds to the text before it, so that the pieces read on."""
-    words = tokenizer.convert_ids_to_tokens(tokens.tolist())
-    return [tokenizer.convert_tokens_to_string([word]) for word in words]
+    """Each token as text: what it adds to the text before it, so that the pieces read on.
+
+    A letter whose bytes are several tokens is the last one's; those before it are empty.
+    """
+    ids, found = tokens.tolist(), []
+    start = whole = 0  # tokens before `whole` are decoded, of which those from `start` are context
+    for end in range(1, len(ids) + 1):
+        before, now = (tokenizer.decode(ids[start:to]) for to in (whole, end))
+        ready = not now.endswith("\N{REPLACEMENT CHARACTER}") or end == len(ids)
+        found.append(now[len(before) :] if ready else "")
+        start, whole = (whole, end) if ready else (start, whole)
+    return found
 
 
 def _numbers(values) -> list[float | None]:

@@ -55,6 +55,7 @@ class ExplorerWidget(anywidget.AnyWidget):
         self._pins: list[dict] = []
         self.begun: list[Setting] = []  # what was computed, and what of it to the end
         self.ended: list[Setting] = []
+        self._loaded = tuple(controls[name] for name in OF_TEXT)  # what the session is of
         self._adjusting = False  # whether it is the kernel that moves controls
         self._answering = None  # number of the change that the worker is at
         self._worker = Worker(self._failed, self._when_idle)
@@ -132,7 +133,7 @@ class ExplorerWidget(anywidget.AnyWidget):
         elif action == "unpin":
             self._pins = []
             self._show(pins=[])
-        elif action == "write" and not self._errors():
+        elif action == "write" and not self._loading() and not self._errors():
             self._worker.ask(self._write)
         elif action == "stop":
             self._worker.ask(self._stop)
@@ -143,6 +144,10 @@ class ExplorerWidget(anywidget.AnyWidget):
         place = (self.controls[name] for name in OF_STEP)
         found |= place_errors(self._session.model, len(self._session.tokens), *place)
         return found
+
+    def _loading(self) -> bool:
+        """Whether the controls name another model or text than the session's."""
+        return tuple(self.controls[name] for name in OF_TEXT) != self._loaded
 
     def _refused(self) -> bool:
         """Whether something is wrong, which is then shown."""
@@ -158,6 +163,8 @@ class ExplorerWidget(anywidget.AnyWidget):
 
     def _begin(self) -> None:
         """Show what is known of a new setting, and compute the rest."""
+        if self._loading():  # still, or in vain: not to be overtaken, nor forgotten
+            return self._load()
         if self._refused():
             return self._worker.ask(self._stop)
         setting = self.setting
@@ -167,9 +174,13 @@ class ExplorerWidget(anywidget.AnyWidget):
             curves=curves, ratios=views.ratios(self._known(setting)), code=self._code(setting)
         )
         self._show_step()
+        whole = self._whole()
+        self._status(*(("done", "") if whole else ("computing", setting.label)))
         return self._worker.ask(self._compute)
 
     def _turn_to_step(self) -> None:
+        if self._loading() or self.views["status"]["state"] == "stopped":
+            return self._begin()
         if not self._refused():
             self._show_step()
             self._worker.look(self._look)
@@ -179,11 +190,16 @@ class ExplorerWidget(anywidget.AnyWidget):
         known = {name: self._session.store.get(x) for name, x in lines_of(setting).items()}
         return {name: nll for name, nll in known.items() if nll is not None}
 
+    def _whole(self) -> bool:
+        """Whether all lines of what the controls say have been computed."""
+        return not self._errors() and len(self._known(self.setting)) == len(lines_of(self.setting))
+
     def _compute(self) -> Iterator[None]:
         """The lines that are not known, growing; the look as soon as its step has been read."""
         self._answering, setting = self.controls.get("seq"), self.setting
         for name, line in lines_of(setting).items():
-            if self._session.store.get(line) is None:
+            known = self._session.store.get(line)
+            if known is None:
                 self.begun.append(line)
                 for done, nll in self._session.compute(line):
                     curve = self._curve(line, nll, done)
@@ -195,6 +211,9 @@ class ExplorerWidget(anywidget.AnyWidget):
                 self.ended.append(line)
                 ended = [line.label for line in self.ended[-50:]]
                 self._show(setting, ratios=views.ratios(self._known(setting)), ended=ended)
+            elif name not in self.views["curves"]:  # without sinks, chosen and window are the same
+                curve = self._curve(line, known, len(known))
+                self._show(setting, curves=self.views["curves"] | {name: curve})
             yield from self._look()
 
     def _look(self) -> Iterator[None]:
@@ -214,7 +233,8 @@ class ExplorerWidget(anywidget.AnyWidget):
         """Another model or text: in the background, for it may take long."""
         controls = self.controls
         errors = text_errors(*(controls[name] for name in OF_TEXT[1:]))
-        self._show(errors=errors, seq=controls.get("seq"))
+        settled = controls.get("seq") if errors else None
+        self._show(errors=errors, seq=controls.get("seq"), settled=settled)
         if not errors:
             self._status("loading", f"{controls['model']}, {controls['text']}")
             self._worker.ask(self._reload)
@@ -237,6 +257,7 @@ class ExplorerWidget(anywidget.AnyWidget):
             return
         yield
         self._session, self._pins = Session(model, tokenizer, tokens), []
+        self._loaded = (name, *of_text)
         self._show_session()
         layers, heads = self._session.shape
         most = {"step": len(tokens) - 1, "layer": layers - 1, "head": heads - 1}
@@ -250,18 +271,25 @@ class ExplorerWidget(anywidget.AnyWidget):
         self._begin()
 
     def _stop(self) -> Iterator[None]:
-        self._status("stopped", "")
+        """Leave things as they are; a model or text that was not loaded is taken back."""
+        if self._loading():
+            self._adjusting = True
+            self.set(**dict(zip(OF_TEXT, self._loaded, strict=True)))
+            self._adjusting = False
+            self._show(errors=self._errors())
+        self._status("done" if self._whole() else "stopped", "")
         yield from ()
 
     def _write(self) -> Iterator[None]:
         """Continue the text up to the step, three times, a token each in turn."""
-        session, lines = self._session, lines_of(self.setting)
+        session, lines = self._session, dict(reversed(lines_of(self.setting).items()))
         prompt = session.tokens[: self.controls["step"] + 1]
         for shown, done in writing.side_by_side(session.model, session.tokenizer, prompt, lines):
             if shown:
                 self._show(writing=shown)
                 self._status("writing", "the text goes on", done, writing.NEW_TOKENS)
             yield
+        yield from self._compute()  # what writing has overtaken
 
     # --- what is shown --------------------------------------------------------------------------
 

@@ -62,7 +62,10 @@ class Worker:
             if not self._asked:
                 self._look()
             if not self._asked and not self._looked:
-                self._idle()
+                try:
+                    self._idle()
+                except Exception as error:  # this thread must live on
+                    self._failed(error)
                 with self._news:
                     self._busy = False
                     self._news.notify_all()
