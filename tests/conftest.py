@@ -32,7 +32,7 @@ save_table(pd.DataFrame({"cache": [cache], "ratio": [1 / 3]}), "small", "A small
 
 def write_notebook(path: Path, *cells: str, parameters: str = PARAMETERS) -> Path:
     """A notebook of a parameters cell and the given code cells."""
-    kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    kernelspec = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernelspec})
     notebook.metadata["language_info"] = {"name": "python"}
     first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})

@@ -77,6 +77,9 @@ def test_what_jupyterlab_leaves_is_not_committed(path):
         if cell.cell_type == "code":
             cell.update(execution_count=3, outputs=[nbformat.v4.new_output("stream", text="x")])
             cell.metadata["execution"] = {"iopub.execute_input": "2026"}
+    notebook.metadata.kernelspec |= {
+        "display_name": "Python 3 (ipykernel)"
+    }  # as ipykernel calls it
     notebook.metadata.language_info |= {"version": "3.11.9", "codemirror_mode": {"version": 3}}
     notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {}}}
     assert clean(nbformat.writes(notebook).encode() + b"\n") == raw

@@ -19,6 +19,7 @@ Import papermill, not this module: it needs papermill's engines to exist.
 """
 
 import base64
+import difflib
 import importlib.util
 import logging
 import os
@@ -105,7 +106,7 @@ def _install(cli: ModuleType) -> None:
 
     def run(notebook_path: str | None, output_path: str, **options: Any) -> None:
         ours = notebook_path is not None and staging.is_ours(notebook_path)
-        if notebook_path is not None and not ours and not output_path:
+        if notebook_path is not None and not ours:
             _refuse_misspelt(Path(notebook_path))
         if not ours or options["help_notebook"]:
             return run_papermill(notebook_path=notebook_path, output_path=output_path, **options)
@@ -121,9 +122,14 @@ def _install(cli: ModuleType) -> None:
 
 def _refuse_misspelt(path: Path) -> None:
     """Name the notebook that was meant, if `path` is none of this repository's."""
-    if not path.exists() and path.resolve().parent == NOTEBOOKS:
-        known = [found.name for found in all_notebooks()]
-        raise _refusal(f"no notebook {params.suggest(path.name, known, 'notebooks')}")
+    names = [found.name for found in all_notebooks()]
+    if path.exists():
+        return
+    if path.resolve().parent == NOTEBOOKS:
+        raise _refusal(f"no notebook {params.suggest(path.name, names, 'notebooks')}")
+    if difflib.get_close_matches(path.name, names, 1, 0.8):  # one of ours, in another place
+        paths = [f"{NOTEBOOKS.name}/{name}" for name in names]
+        raise _refusal(f"no notebook {params.suggest(str(path), paths, 'notebooks')}")
 
 
 def _check_places(notebook: Path, output_path: str, options: dict[str, Any]) -> None:

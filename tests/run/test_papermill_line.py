@@ -147,6 +147,10 @@ def test_a_refusal_is_told_before_anything_happens(speed, arguments, told):
 
 
 def test_a_misspelt_notebook_is_named(speed):
+    for wrong in (["03_speed.ipynb"], ["notebook/03_sped.ipynb", "out.ipynb"]):
+        done = speed.call("papermill", *wrong)
+        assert f"no notebook {wrong[0]}; did you mean notebooks/03_speed.ipynb?" in done.stderr
+        assert done.returncode != 0
     done = speed.call("papermill", "notebooks/03_sped.ipynb")
     told = "no notebook 03_sped.ipynb; did you mean 03_speed.ipynb? (notebooks: 03_speed.ipynb)"
     assert (done.returncode, done.stderr) == (2, f"Error: {told}\n")
