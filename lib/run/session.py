@@ -4,6 +4,7 @@
   and again whenever the cell is run, as they are under papermill.
 - Figures and tables go to `results/interactive/`, which git ignores, unless `KVLAB_RESULTS` says
   where: trying something out replaces no result.
+- In a dark theme pictures are dark.
 - A value that lib refuses, or a file that it does not find, is told in one sentence; `%tb` shows
   where it came from.
 """
@@ -13,11 +14,18 @@ import os
 import sys
 from pathlib import Path
 
+from IPython.display import display
+
 from lib.paths import ROOT
 
 from . import params
 
 LIB = Path(ROOT) / "lib"
+# pictures are white; in a dark theme they are turned, hues kept
+DARK = """<style>
+body[data-jp-theme-light="false"] .jp-RenderedImage img, body.vscode-dark .output img
+{ filter: invert(0.88) hue-rotate(180deg); }
+</style>"""
 TOLD = (ValueError, OSError)  # how lib refuses a value, and says what is missing
 
 
@@ -25,6 +33,7 @@ def install(shell) -> None:
     """Set up the IPython `shell` of a notebook's kernel; ParameterError if its values are wrong."""
     if "KVLAB_NOTEBOOK" not in os.environ:  # set for a headless run, see `staging.py`
         os.environ.setdefault("KVLAB_RESULTS", str(ROOT / "results" / "interactive"))
+        display({"text/html": DARK, "text/plain": ""}, raw=True)
     shell.set_custom_exc(TOLD, tell)
     shell.ast_transformers.append(Checker(shell))
     check_namespace(shell.user_ns)

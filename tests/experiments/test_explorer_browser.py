@@ -7,6 +7,12 @@ import statistics
 from browser import SHOTS, Explorer, alone, browsing, end_kernels, needs_browser, serving
 
 pytestmark = needs_browser
+# how a picture among a notebook's outputs is shown
+PICTURE = """() => {
+    const box = document.body.appendChild(document.createElement("div"));
+    box.className = "jp-RenderedImage";
+    return getComputedStyle(box.appendChild(new Image())).filter;
+}"""
 
 
 def sinks_matter(explorer: Explorer) -> None:
@@ -100,6 +106,12 @@ def test_in_jupyterlab(tmp_path):
         page.wait_for_timeout(500)
         explorer.shot("lab-800")
         assert explorer.slider("recent_size").bounding_box()["width"] > 80
+        page.set_viewport_size({"width": 1280, "height": 720})
+        page.wait_for_timeout(500)
+        views = [
+            explorer.page.locator(f".kvx {part}").bounding_box() for part in (".group", "table")
+        ]
+        assert views[1]["y"] + views[1]["height"] - views[0]["y"] < 620  # from controls to cost
         assert not list((tmp_path / "results").glob("**/*"))  # a visit saves nothing
 
 
@@ -112,6 +124,7 @@ def test_in_the_dark_theme(tmp_path):
         )
         text, ground = (sum(map(int, x.split("(")[1].rstrip(")").split(",")[:3])) for x in colors)
         assert text - ground > 400
+        assert "invert(0.88)" in page.evaluate(PICTURE)
         ppl = explorer.ppl("chosen")
         page.keyboard.press("Control+s")
         notebook = tmp_path / "notebooks" / "05_explorer.ipynb"
