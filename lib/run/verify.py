@@ -18,9 +18,11 @@ import tempfile
 from pathlib import Path
 
 from lib.paths import ROOT
+from lib.results.code import code_facts
 from lib.results.manifest import Entries, read_manifest
 
 from .__main__ import NotebookError, choose, run
+from .params import read_contract
 from .staging import environment
 
 TOLERANCE = 1e-3  # relative
@@ -98,6 +100,8 @@ def verify(notebook: Path, results: Path) -> list[str] | None:
     if not any(map(has_quality, committed.values())):
         return None
     made = entries[next(iter(committed))]
+    if defaults_changed(notebook, made):
+        return ["its defaults have changed since these results were made: run it again"]
     threads = {"OMP_NUM_THREADS": str(made["threads"])} if "threads" in made else {}
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -115,6 +119,13 @@ def verify(notebook: Path, results: Path) -> list[str] | None:
             lines = differences(committed[file], again, tolerance)
             found += [f"{file}: {line}" for line in lines]
     return found
+
+
+def defaults_changed(notebook: Path, made: dict) -> bool:
+    """Whether the parameters of a result, defaults included, would be others today."""
+    defaults = {parameter.name: parameter.default for parameter in read_contract(notebook)}
+    now = code_facts(notebook, defaults | (made["parameters"] or {}))["parameters_sha256"]
+    return made.get("parameters_sha256") not in (None, now)
 
 
 def _same_machine(before: dict, now: dict) -> bool:

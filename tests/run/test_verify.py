@@ -3,7 +3,9 @@
 import pytest
 from conftest import write_notebook
 
-from lib.run.verify import differences, has_quality, read_rows
+from lib.paths import ROOT, all_notebooks
+from lib.results.manifest import read_manifest
+from lib.run.verify import defaults_changed, differences, has_quality, read_rows
 
 TABLE = """\
 import pandas as pd
@@ -39,6 +41,21 @@ def test_a_changed_number_is_told(lab):
     manifest.write_text(manifest.read_text().replace('"machine": "', '"machine": "another '))
     done = lab.call("python", "-m", "lib.run.verify", "01")  # within the tolerance between machines
     assert (done.returncode, done.stdout) == (0, "01_good ... the same\n"), done.stderr
+    manifest.write_text(
+        manifest.read_text().replace('"parameters_sha256": "', '"parameters_sha256": "0')
+    )
+    done = lab.call("python", "-m", "lib.run.verify", "01")
+    assert "its defaults have changed since these results were made: run it again" in done.stdout
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("folder", ["results", "results/smollm2"])
+def test_committed_results_are_of_todays_parameters(folder):
+    entries = read_manifest(ROOT / folder).values()
+    made = {entry["notebook"]: entry for entry in entries}
+    known = [notebook for notebook in all_notebooks() if notebook.stem in made]
+    assert len(known) > 8
+    assert [x.stem for x in known if defaults_changed(x, made[x.stem])] == []
 
 
 @pytest.mark.parametrize(
