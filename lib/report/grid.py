@@ -26,6 +26,7 @@ SINKS = [0, 1, 2, 3, 4, 6, 8, 12, 16]
 WINDOWS = [16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 448, 512, 640, 768, 896]
 WINDOWS += [1024, 1280, 1536, 1792, 2048]
 DENSE = "dense"
+CAPTION = "Sinks and window for the report's explorer"
 
 
 def setting(sinks: int, window: int) -> str:
@@ -58,7 +59,7 @@ def make_grid(
     edges = log_edges(16, len(tokens) - 1)
     middles = [round(x) for x in np.sqrt(edges[:-1] * edges[1:])]
     about = {"model": model_name, "text": text, "tokens": len(tokens), "position": middles}
-    now = entry("Sinks and window for the report's explorer")
+    now = entry(CAPTION)
     about["made_of"] = [now["lib_sha256"], now["models"][-1], now["texts"][-1]]
     grid = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"settings": {}}
     if grid.get("about", about) != about:
@@ -68,7 +69,7 @@ def make_grid(
     missing = [name for name in wanted if name not in grid["settings"]]
     for name in progress(missing, desc=str(path), unit="setting"):
         grid["settings"][name] = measure_setting(model, tokens, wanted[name])
-        made = entry("Sinks and window for the report's explorer")
+        made = entry(CAPTION)
         with atomic_path(path) as temporary:
             content = {"about": about, "made": made, "settings": grid["settings"]}
             temporary.write_text(json.dumps(content), encoding="utf-8")

@@ -28,7 +28,7 @@ def code_facts(notebook: Path | None = None, parameters: dict[str, Any] | None =
         "dirty": None if status is None else bool(status),
         "lib_sha256": files_hash([*(ROOT / "lib").rglob("*.py")], ROOT),
         "notebook_sha256": files_hash([notebook], notebook.parent) if notebook else None,
-        "parameters_sha256": None if parameters is None else _hash(parameters),
+        "parameters_sha256": None if parameters is None else hash_of(parameters),
         "seed": (parameters or {}).get("seed"),
         "start": utc_now().isoformat(),
     }
@@ -45,7 +45,8 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _hash(facts: Any) -> str:
+def hash_of(facts: Any) -> str:
+    """Of what JSON can hold, such as the parameters of a run."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -122,9 +122,9 @@ def _install(cli: ModuleType) -> None:
 
 def _refuse_misspelt(path: Path) -> None:
     """Name the notebook that was meant, if `path` is none of this repository's."""
-    names = [found.name for found in all_notebooks()]
     if path.exists():
         return
+    names = [found.name for found in all_notebooks()]
     if path.resolve().parent == NOTEBOOKS:
         raise _refusal(f"no notebook {params.suggest(path.name, names, 'notebooks')}")
     if difflib.get_close_matches(path.name, names, 1, 0.8):  # one of ours, in another place

@@ -181,9 +181,14 @@ def suggest(name: Any, known: Collection[str], noun: str) -> str:
     return f"{name}{suggestion} ({noun}: {', '.join(known) or 'none'})"
 
 
+def defaults_of(contract: list[Parameter]) -> dict[str, Any]:
+    """What each parameter is where nothing is given."""
+    return {parameter.name: parameter.default for parameter in contract}
+
+
 def changed(contract: list[Parameter], checked: dict[str, Any]) -> dict[str, Any]:
     """The checked values that are not the notebook's defaults."""
-    defaults = {parameter.name: parameter.default for parameter in contract}
+    defaults = defaults_of(contract)
     return {name: value for name, value in checked.items() if value != defaults[name]}
 
 

@@ -36,8 +36,7 @@ def staged_run(notebook: Path, parameters: dict[str, Any]) -> Iterator[Path]:
     """
     contract = params.read_contract(notebook)
     changed = params.changed(contract, parameters)
-    defaults = {parameter.name: parameter.default for parameter in contract}
-    code = code_facts(notebook, defaults | parameters)
+    code = code_facts(notebook, params.defaults_of(contract) | parameters)
     results = results_dir()
     results.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=results))

@@ -18,11 +18,11 @@ import tempfile
 from pathlib import Path
 
 from lib.paths import ROOT
-from lib.results.code import code_facts
+from lib.results.code import hash_of
 from lib.results.manifest import Entries, read_manifest
 
 from .__main__ import NotebookError, choose, run
-from .params import read_contract
+from .params import defaults_of, read_contract
 from .staging import environment
 
 TOLERANCE = 1e-3  # relative
@@ -123,9 +123,8 @@ def verify(notebook: Path, results: Path) -> list[str] | None:
 
 def defaults_changed(notebook: Path, made: dict) -> bool:
     """Whether the parameters of a result, defaults included, would be others today."""
-    defaults = {parameter.name: parameter.default for parameter in read_contract(notebook)}
-    now = code_facts(notebook, defaults | (made["parameters"] or {}))["parameters_sha256"]
-    return made.get("parameters_sha256") not in (None, now)
+    now = defaults_of(read_contract(notebook)) | (made["parameters"] or {})
+    return made.get("parameters_sha256") not in (None, hash_of(now))
 
 
 def _same_machine(before: dict, now: dict) -> bool:

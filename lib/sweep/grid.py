@@ -87,7 +87,12 @@ def _runs_of(grid: Any) -> list[Run]:
         if name == "gpus":
             require(number and value in (0, 1), name, value, "0 or 1")
         elif name == "threads":
-            require(isinstance(value, int) and value > 0, name, value, "a whole number above 0")
+            require(
+                number and isinstance(value, int) and value > 0,
+                name,
+                value,
+                "a whole number above 0",
+            )
         else:
             require(number and value > 0, name, value, "a number above 0")
     notebook = NOTEBOOKS / f"{grid.get('notebook')}.ipynb"

@@ -59,6 +59,7 @@ def test_a_name_tells_the_question_and_the_code(tmp_path):
         ({"table": None}, "table=None: allowed is a table it saves"),
         ({"minutes": 0}, "minutes=0: allowed is a number above 0"),
         ({"gpus": 2}, "gpus=2: allowed is 0 or 1"),
+        ({"threads": True}, "threads=True: allowed is a whole number above 0"),
         ({"threads": 0.5}, "threads=0.5: allowed is a whole number above 0"),
         ({"memory_gb": "8"}, "memory_gb='8': allowed is a number above 0"),
         ({"over": {"seed": 1}}, "seed=1: allowed is a list of values to try"),

@@ -83,6 +83,12 @@ class ExplorerWidget(anywidget.AnyWidget):
         """Move some of the controls."""
         self.controls = self.controls | controls
 
+    def _adjust(self, **controls) -> None:
+        """Move some of the controls to what is there, which asks for nothing."""
+        self._adjusting = True
+        self.set(**controls)
+        self._adjusting = False
+
     def wait(self, seconds: float = 60) -> dict:
         """The views when all that was asked for is shown; TimeoutError if that takes longer."""
         if not self._worker.wait(seconds):
@@ -170,12 +176,12 @@ class ExplorerWidget(anywidget.AnyWidget):
         setting = self.setting
         lines, known = lines_of(setting), self._known(setting)
         curves = {name: self._curve(lines[name], nll, len(nll)) for name, nll in known.items()}
-        self._show(
-            curves=curves, ratios=views.ratios(self._known(setting)), code=self._code(setting)
-        )
+        self._show(curves=curves, ratios=views.ratios(known), code=self._code(setting))
         self._show_step()
-        whole = self._whole()
-        self._status(*(("done", "") if whole else ("computing", setting.label)))
+        if len(known) < len(lines):
+            self._status("computing", setting.label)
+        else:
+            self._status("done", "")
         return self._worker.ask(self._compute)
 
     def _turn_to_step(self) -> None:
@@ -264,18 +270,14 @@ class ExplorerWidget(anywidget.AnyWidget):
         limit = self._session.limit - self.controls["start_size"] - self.controls["buffer"]
         most["recent_size"] = limit
         fitting = {x: min(self.controls[x], high) for x, high in most.items()}
-        self._adjusting = True
-        self.set(**fitting)
-        self._adjusting = False
+        self._adjust(**fitting)
         self._show(pins=[], curves={}, writing=None)
         self._begin()
 
     def _stop(self) -> Iterator[None]:
         """Leave things as they are; a model or text that was not loaded is taken back."""
         if self._loading():
-            self._adjusting = True
-            self.set(**dict(zip(OF_TEXT, self._loaded, strict=True)))
-            self._adjusting = False
+            self._adjust(**dict(zip(OF_TEXT, self._loaded, strict=True)))
             self._show(errors=self._errors())
         self._status("done" if self._whole() else "stopped", "")
         yield from ()
