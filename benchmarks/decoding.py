@@ -7,8 +7,6 @@ Random weights and random contexts: the time of a step depends on shapes only. W
 """
 
 import argparse
-import json
-import os
 
 import pandas as pd
 import psutil
@@ -17,10 +15,11 @@ import torch
 from lib import StreamingLLM, load_model, save_table
 from lib.cache.baseline import STATIC
 from lib.measure.breakdown import breakdown, cut_cost
-from lib.measure.limits import decoding_work, measure_machine, share_of_limit
+from lib.measure.limits import decoding_work, share_of_limit
+from lib.measure.machine import measure_machine
 from lib.measure.rows import BASELINE, rows_of
-from lib.measure.stats import over_medians, summarise
-from lib.results.provenance import machine_line
+from lib.measure.stats import over_medians, speedup, summarise
+from lib.results.provenance import machine_line, run_by_script
 
 STATIC_ROW = "static_cache"
 EARLY = 1000  # the token against which a late one is held
@@ -85,9 +84,8 @@ def with_ratios(table: pd.DataFrame, cache: int) -> pd.DataFrame:
     """
     ends, place = ["", "_q1", "_q3"], ["shape", "context"]
     for name, method in (("speedup", BASELINE), ("static_speedup", STATIC_ROW)):
-        slower = over_medians(table, "tpot_ms", table[table.method == method], place)
-        columns = [f"{name}{end}" for end in ends]
-        table[columns] = 1 / slower[["ratio", "ratio_q3", "ratio_q1"]].to_numpy()
+        slower = table[table.method == method]
+        table = table.join(speedup(table, "tpot_ms", slower, place, name))
     as_many = table[(table.method == BASELINE) & (table.context == cache)]
     early = table[table.context == EARLY]
     for name, base, on in (
@@ -102,9 +100,7 @@ def with_ratios(table: pd.DataFrame, cache: int) -> pd.DataFrame:
 def main() -> None:
     parser = arguments()
     options = parser.parse_args()
-    changed = {k: v for k, v in vars(options).items() if v != parser.get_default(k)}
-    os.environ["KVLAB_NOTEBOOK"] = "benchmarks/decoding.py"
-    os.environ["KVLAB_PARAMETERS"] = json.dumps(changed)
+    run_by_script("benchmarks/decoding.py", parser, options)
     cells = [
         (shape, dtype)
         for shape in options.shapes

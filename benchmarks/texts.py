@@ -8,8 +8,6 @@ Writes `tables/texts.csv`, `texts_sinks.csv` and `texts_first_token.csv`, each w
 """
 
 import argparse
-import json
-import os
 
 import pandas as pd
 import torch
@@ -27,6 +25,7 @@ from lib.load.texts import texts_of
 from lib.measure.attention_maps import heads_with_sink, sink_strength
 from lib.measure.stats import mean_ci, ppl_ratio_ci, ratio_table, with_interval
 from lib.progress import progress
+from lib.results.provenance import run_by_script
 
 TABLES = ("texts", "texts_sinks", "texts_first_token")
 FIRST_TOKENS = ("<|endoftext|>", "<|im_start|>")  # tried in front of a text, where there are such
@@ -54,7 +53,7 @@ def four_ways(model, texts: torch.Tensor, cache: int, samples: int) -> pd.DataFr
     targets = torch.linspace(2 * cache + 1, texts.shape[1] - 1, samples).long()
     anew = evaluate_recompute(model, texts, cache + 1, targets, start_size=4)
     pairs["recompute (sample)"] = anew, nll["streaming"][:, targets - 1]
-    return ratio_table(pairs)
+    return ratio_table(pairs, sampled={"recompute (sample)"})
 
 
 def sinks(model, texts: torch.Tensor) -> pd.DataFrame:
@@ -88,11 +87,8 @@ def main() -> None:
     parser = arguments()
     options = parser.parse_args()
     named = dict(text.split("=", 1) for text in options.texts)
-    changed = {k: v for k, v in vars(options).items() if v != parser.get_default(k)}
-    for name in ("texts", "tables"):  # what they are called, and which are made, one can see
-        changed.pop(name, None)
-    os.environ["KVLAB_NOTEBOOK"] = "benchmarks/texts.py"
-    os.environ["KVLAB_PARAMETERS"] = json.dumps(changed)
+    # what the texts are called, and which tables are made, one can see
+    run_by_script("benchmarks/texts.py", parser, options, "texts", "tables")
     model, tokenizer = load_model(options.model)
     makers = {
         "texts": lambda cut: four_ways(model, cut, options.cache, options.samples),

@@ -2,6 +2,8 @@
 
 import re
 
+import pandas as pd
+
 LABELS = {
     "baseline": "dense",
     "recent_only": "window",
@@ -28,6 +30,21 @@ def display_name(name: str) -> str:
 def display_names(cell: str, column: str) -> str:
     """A cell's methods by their display names; `as_good` names several, with commas between."""
     return "; ".join(map(display_name, cell.split(", ") if column == "as_good" else [cell]))
+
+
+def interval_of(table: pd.DataFrame, column: str) -> list[str]:
+    """The two columns behind `column` that hold its interval or its quartiles; none if they don't.
+
+    Behind `ppl` they are `ppl_low` and `ppl_high`, or `ppl_q1` and `ppl_q3`; behind `heads_%` also
+    `heads_low` and `heads_high`, and `low` and `high` behind any.
+    """
+    place = table.columns.get_loc(column)
+    behind = [str(name) for name in table.columns[place + 1 : place + 3]]
+    for ends in ((r"_?low", r"_?high"), ("_q1", "_q3")):
+        stems = {re.sub(f"{end}$", "", name) for end, name in zip(ends, behind, strict=False)}
+        if len(behind) == 2 and len(stems) == 1 and stems.isdisjoint(behind):
+            return behind if str(column).startswith(*stems) else []
+    return []
 
 
 def method_of(name: str) -> str:

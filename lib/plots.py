@@ -1,6 +1,5 @@
 """One look for all figures, and for each method one colour and one marker."""
 
-import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from .names import display_name, method_of
+from .names import display_name, interval_of, method_of
 
 # Okabe and Ito's colours, safe for the colour-blind; their yellow is too pale for lines
 BLACK, ORANGE, SKY, GREEN = "#222222", "#E69F00", "#56B4E9", "#009E73"
@@ -41,7 +40,7 @@ class MethodStyle:
     marker: str
 
 
-METHODS = {
+LOOKS = {
     "baseline": MethodStyle(BLACK, "o"),
     "static_cache": MethodStyle(GREY, "h"),
     "recent_only": MethodStyle(VERMILLION, "v"),
@@ -61,7 +60,7 @@ METHODS = {
     "tova": MethodStyle(VIOLET, "D"),
     "snapkv": MethodStyle(VIOLET, "*"),
 }
-# Looks for methods that are not in METHODS, in the order in which they are first drawn
+# Looks for methods that are not in LOOKS, in the order in which they are first drawn
 _FREE = cycle(
     MethodStyle(color, marker)
     for marker, color in product("hXd", (BROWN, BLUE, PURPLE, GREEN, ORANGE, PLUM))
@@ -83,9 +82,9 @@ PART_COLORS = (BLUE, VERMILLION, GREY)
 def method_style(name: str) -> MethodStyle:
     """Style of a method or of a row such as `streaming_512`; the next free one for a new method."""
     method = method_of(name)
-    if method not in METHODS and method not in _GIVEN:
+    if method not in LOOKS and method not in _GIVEN:
         _GIVEN[method] = next(_FREE)
-    return METHODS.get(method) or _GIVEN[method]
+    return LOOKS.get(method) or _GIVEN[method]
 
 
 def method_color(name: str) -> str:
@@ -109,7 +108,7 @@ def use_style() -> None:
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.edgecolor": "#555555",
-            "axes.prop_cycle": plt.cycler(color=[style.color for style in METHODS.values()]),
+            "axes.prop_cycle": plt.cycler(color=[style.color for style in LOOKS.values()]),
             "grid.color": "#E4E4E4",
             "grid.linewidth": 0.8,
             "xtick.labelsize": 11,
@@ -138,21 +137,6 @@ class Described:
     def __call__(self, fig: Figure) -> tuple[str, dict[str, str]] | str:
         text = fig.get_label()
         return (self.draw(fig), {"alt": text}) if text else self.draw(fig)
-
-
-def interval_of(table: pd.DataFrame, column: str) -> list[str]:
-    """The two columns behind `column` that hold its interval or its quartiles; none if they don't.
-
-    Behind `ppl` they are `ppl_low` and `ppl_high`, or `ppl_q1` and `ppl_q3`; behind `heads_%` also
-    `heads_low` and `heads_high`, and `low` and `high` behind any.
-    """
-    place = table.columns.get_loc(column)
-    behind = [str(name) for name in table.columns[place + 1 : place + 3]]
-    for ends in ((r"_?low", r"_?high"), ("_q1", "_q3")):
-        stems = {re.sub(f"{end}$", "", name) for end, name in zip(ends, behind, strict=False)}
-        if len(behind) == 2 and len(stems) == 1 and stems.isdisjoint(behind):
-            return behind if str(column).startswith(*stems) else []
-    return []
 
 
 def band(ax: Axes, table: pd.DataFrame, x: str, y: str, alpha: float = 0.15, **look) -> None:

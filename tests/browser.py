@@ -55,23 +55,21 @@ def _free_port() -> int:
 
 
 @contextmanager
-def serving(kind: str, folder: Path, dark: bool = False) -> Iterator[str]:
+def serving(kind: str, folder: Path) -> Iterator[str]:
     """The address of `kind`, "lab" or "voila", which shows a copy of the explorer's notebook.
 
-    Results and losses are kept in `folder`, texts come from the machine's cache.
+    Results and losses are kept in `folder`, texts and models come from the machine's cache.
     """
     notebooks, kept, settings = (folder / x for x in ("notebooks", "cache", "settings"))
     for made in (notebooks, kept):
         made.mkdir(parents=True)
     shutil.copy(NOTEBOOKS / "05_explorer.ipynb", notebooks)
-    for part in ("text", "tokens"):
+    for part in ("text", "tokens", "models"):
         (cache_dir() / part).mkdir(parents=True, exist_ok=True)
         (kept / part).symlink_to(cache_dir() / part)
     ask = settings / "@jupyterlab" / "apputils-extension"
     ask.mkdir(parents=True)
     (ask / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
-    theme = "JupyterLab Dark" if dark else "JupyterLab Light"
-    (ask / "themes.jupyterlab-settings").write_text(json.dumps({"theme": theme}))
     widgets = settings / "@jupyter-widgets" / "jupyterlab-manager"
     widgets.mkdir(parents=True)  # what `make setup` sets for all notebooks
     (widgets / "plugin.jupyterlab-settings").write_text('{"saveState": true}')
@@ -172,7 +170,7 @@ class Explorer:
         return self.root.locator(f"input[type=range][data-control={name}]")
 
     def box(self, name: str):
-        return self.root.locator(f"input[type=number][data-control={name}]")
+        return self.root.locator(f"input:not([type=range])[data-control={name}]")
 
     def press(self, name: str, key: str, times: int = 1, settle: bool = True) -> None:
         """Move a slider by the keyboard."""

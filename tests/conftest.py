@@ -93,6 +93,6 @@ class Sandbox:
 def sandbox(tmp_path: Path) -> Sandbox:
     """A sandbox with no notebooks yet."""
     root = tmp_path / "repository"
-    shutil.copytree(ROOT / "lib", root / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "lib", root / "lib")
     (root / "notebooks").mkdir()
     return Sandbox(root)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from lib.compressors import ROWS, list_methods
 from lib.names import display_name
 from lib.plots import (
-    METHODS,
+    LOOKS,
     band,
     label_line_ends,
     method_color,
@@ -32,11 +32,11 @@ def test_methods_have_one_name_on_pages():
 
 
 def test_every_method_has_its_own_look():
-    assert len({(style.color, style.marker) for style in METHODS.values()}) == len(METHODS)
+    assert len({(style.color, style.marker) for style in LOOKS.values()}) == len(LOOKS)
     named = {method_style(row) for row in ROWS if not row.startswith("kvpress")}
     assert len(named) == len(list_methods()) + 1  # with streaming_lazy and two pyramids
     assert method_color("streaming_512") == method_color("streaming_llm_512") == "#0072B2"
-    assert method_style("l2_ratio_0.8_512") == METHODS["l2_compress"]
+    assert method_style("l2_ratio_0.8_512") == LOOKS["l2_compress"]
 
 
 def test_new_methods_get_looks_of_their_own():
@@ -44,8 +44,8 @@ def test_new_methods_get_looks_of_their_own():
     names = ["something_else", "h2o_new", *(row for row in ROWS if row.startswith("kvpress"))]
     looks = [method_style(name) for name in names]
     assert [method_style(f"{name}_512") for name in names] == looks
-    all_looks = {(style.color, style.marker) for style in [*looks, *METHODS.values()]}
-    assert len(all_looks) == len(names) + len(METHODS)
+    all_looks = {(style.color, style.marker) for style in [*looks, *LOOKS.values()]}
+    assert len(all_looks) == len(names) + len(LOOKS)
 
 
 def test_bands_and_bars_are_the_intervals():

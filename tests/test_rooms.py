@@ -2,6 +2,7 @@
 
 import ast
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_every_file_has_a_room():
     assert any(imports(path) for path in MODULES)
     rooms = {room(path) for path in MODULES}
     assert rooms == TOOLS | BELOW.keys()
-    assert all(BELOW[below].isdisjoint({above}) for above in BELOW for below in BELOW[above])
+    TopologicalSorter(BELOW).prepare()  # CycleError, were there a way back
 
 
 @pytest.mark.parametrize("path", MODULES, ids=named)

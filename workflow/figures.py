@@ -6,8 +6,9 @@ One for each setting apart from methods, budgets and lengths (a model and a seed
 `figures/` beside the table; its caption names the runs that failed.
 """
 
+import argparse
+import hashlib
 import os
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,7 @@ from lib.experiments.method_comparison.plots import by_quality, quality_vs_budge
 from lib.experiments.method_comparison.tables import by_group
 from lib.plots import figure_title, use_style
 from lib.require import require
+from lib.results.provenance import run_by_script
 
 SPREAD = ("methods", "budgets", "lengths", "speed_lengths")  # shown within a figure
 NEEDED = {"length", "method", "n_texts", "ppl_change_%", "ppl_change_low", "ppl_change_high"}
@@ -59,10 +61,15 @@ def draw(table: pd.DataFrame) -> list[str]:
 
 def main() -> None:
     """The command line."""
-    path = Path(sys.argv[1])
-    os.environ["KVLAB_RESULTS"] = str(path.resolve().parent)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", type=Path, help="a sweep's .parquet")
+    options = parser.parse_args()
+    os.environ["KVLAB_RESULTS"] = str(options.table.resolve().parent)
+    content = hashlib.sha256(options.table.read_bytes()).hexdigest()
+    made_of = argparse.Namespace(table=options.table.name, sha256=content)
+    run_by_script("workflow/figures.py", parser, made_of)
     use_style()
-    print(*draw(pd.read_parquet(path)), sep="\n")
+    print(*draw(pd.read_parquet(options.table)), sep="\n")
 
 
 if __name__ == "__main__":

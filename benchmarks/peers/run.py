@@ -8,7 +8,6 @@ installed, imported or run is a row that says how it failed.
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -27,7 +26,7 @@ from workers import start_workers
 
 from lib.paths import results_dir
 from lib.progress import progress
-from lib.results.provenance import machine_line
+from lib.results.provenance import machine_line, run_by_script
 from lib.results.save import save_table
 
 QUICK = {"context": [64], "new_tokens": 8, "repeats": 1, "eval_repeats": 1, "cache": 32}
@@ -35,8 +34,8 @@ QUICK |= {"eval_tokens": 80, "eval_text": 200}
 QUICK |= {"layers": 2, "hidden": 64, "heads": 4, "vocabulary": 500}
 
 
-def parse() -> tuple[argparse.Namespace, dict]:
-    """The options, and those of them that are not the defaults."""
+def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """The command line and the options given on it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = partial(parser.add_argument, type=int)
     add("--context", nargs="+", default=[512, 1024], help="prompt lengths, tokens")
@@ -54,13 +53,9 @@ def parse() -> tuple[argparse.Namespace, dict]:
     add("--threads", default=torch.get_num_threads(), help="torch threads of every worker")
     parser.add_argument("--out", type=Path, default=results_dir(), help="results folder")
     parser.add_argument("--quick", action="store_true", help="the smallest sizes, for a trial")
-    defaults = vars(parser.parse_args([]))
     if parser.parse_known_args()[0].quick:
         parser.set_defaults(**QUICK)
-    args = parser.parse_args()
-    changed = {name: value for name, value in vars(args).items() if value != defaults[name]}
-    changed.pop("out", None)
-    return args, changed
+    return parser, parser.parse_args()
 
 
 def make_cells(model: str, decode: list[int], evaluate: int) -> list[Cell]:
@@ -101,7 +96,7 @@ def measure(cells: list[Cell], make: Callable[[Path], None], args: argparse.Name
 def main() -> None:
     """Measure all cells of both models and save the table."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # tidy up as after Ctrl-C
-    args, changed = parse()
+    parser, args = parse()
     llama = make_cells("random Llama", args.context, args.eval_tokens)
     size = args.layers, args.hidden, args.heads, args.vocabulary
     tokens = max(*args.context, args.eval_tokens)
@@ -110,8 +105,7 @@ def main() -> None:
     tokens = max(*args.context, args.eval_text)
     measure(trained, lambda folder: inputs.reference(folder, tokens), args)
     os.environ["KVLAB_RESULTS"] = str(args.out)
-    os.environ["KVLAB_NOTEBOOK"] = "benchmarks/peers/run.py"
-    os.environ["KVLAB_PARAMETERS"] = json.dumps(changed)
+    run_by_script("benchmarks/peers/run.py", parser, args, "out")
     rows = table(llama + trained, args.new_tokens)
     save_table(rows, "peers", caption(args))
     save_table(brief(rows), "peers_brief", f"{brief_caption(rows)} {machine_line()}.")

@@ -13,6 +13,7 @@ from .rope import check_limit, check_rope_type, length_limit
 
 # given in a compressor's place: dense attention in transformers' `StaticCache`, which never copies
 STATIC = "static"
+LARGE_CHUNK = 512  # tokens fed at once where that changes nothing
 
 
 def make_cache(
@@ -52,6 +53,11 @@ class Dense(DynamicCache):
 def streams(compressor: Compressor | str | None) -> bool:
     """Whether the method reads its prompt by chunks, every token through its own window."""
     return isinstance(compressor, Compressor) and bool(compressor.window)
+
+
+def any_chunk(compressor: Compressor | str | None) -> bool:
+    """Whether a text gives the same in chunks of any size: so in `LARGE_CHUNK`, which is fast."""
+    return not isinstance(compressor, Compressor) or bool(compressor.window)
 
 
 class Limited(DynamicCache, Announced):

@@ -4,7 +4,9 @@ The hook sits on the model's body, which every call goes through: those of a wra
 compiled model, too. A step that needs our attention carries a `kv_step` among its keyword
 arguments, and on its mask, down to the attention function (models pass on one or both): nothing is
 switched that another thread could see, or that an interrupt could leave behind. A `kv_watch` goes
-the same way: it is called with what the attention of each layer is given.
+the same way: it is called with what the attention of each layer is given. For that
+`AttentionInterface.get_interface` is wrapped, once for the process; what carries nothing of ours
+goes to the function that the model names.
 """
 
 import functools

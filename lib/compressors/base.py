@@ -83,6 +83,11 @@ class Compressor:
         return self.budget or 0
 
     @property
+    def longest_step(self) -> float:
+        """Tokens that may come at once, if one cut is to bring a full layer back."""
+        return math.inf
+
+    @property
     def window(self) -> Window | None:
         """The window of a method that looks at positions only; None for one that looks at keys."""
         return None
@@ -141,6 +146,31 @@ class Compressor:
     def choose(self, held: Held) -> torch.Tensor | None:
         """The rule: what `keep` gives for a layer that holds more than `prune_after` tokens."""
         raise NotImplementedError(f"{type(self).__name__} has no rule: it needs `choose`")
+
+
+class Around(Compressor):
+    """Another method, to do something around its `keep`; every layer is cut by itself."""
+
+    def __init__(self, method: Compressor):
+        self.method, self.name, self.paper = method, method.name, method.paper
+        self.budget, self.queries, self.skip_layers = (
+            method.budget,
+            method.queries,
+            method.skip_layers,
+        )
+
+    @property
+    def prune_after(self) -> int:
+        return self.method.prune_after
+
+    def layer_budget(self, layer_idx: int, num_layers: int, seen: int | None = None) -> int | None:
+        return self.method.layer_budget(layer_idx, num_layers, seen)
+
+    def layer_queries(self, layer_idx: int, num_layers: int) -> float:
+        return self.method.layer_queries(layer_idx, num_layers)
+
+    def keep(self, held: Held) -> torch.Tensor | None:
+        return self.method.keep(held)
 
 
 def layer_set(layers) -> tuple[int, ...]:

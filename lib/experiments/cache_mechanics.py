@@ -21,7 +21,7 @@ from lib.measure.generation import generate
 from lib.measure.perplexity import evaluate
 from lib.require import require
 
-Setting = tuple[Compressor | None, int]  # a method (None: dense) and its buffer
+Way = tuple[Compressor | None, int]  # a method (None: dense) and its buffer
 
 
 class MarkedCache(CompressedCache):
@@ -65,7 +65,7 @@ def rotation_of(rope: Rope, plain: torch.Tensor, turned: torch.Tensor, query: in
     return query - torch.stack(errors).argmin(0)
 
 
-def trace(model, ids: torch.Tensor, settings: Mapping[str, Setting]) -> pd.DataFrame:
+def trace(model, ids: torch.Tensor, settings: Mapping[str, Way]) -> pd.DataFrame:
     """Feed `ids` (T,) one by one; a row per setting and step: tokens `held` after it, `evictions`.
 
     `evictions` counts the cuts so far, `evicted` the tokens that have left.
@@ -159,7 +159,7 @@ def run_generate(
 
 
 def compare_loops(
-    model, prompts: torch.Tensor, settings: Mapping[str, Setting], new_tokens: int
+    model, prompts: torch.Tensor, settings: Mapping[str, Way], new_tokens: int
 ) -> pd.DataFrame:
     """`lib.generate` and `model.generate()` on `prompts` (n, T), each alone: a row per setting.
 

@@ -12,7 +12,6 @@ from lib.cache.rope import find_rope
 from lib.compressors.base import as_float, key_norms
 from lib.load.texts import texts_of
 from lib.measure.attention_maps import attention_implementation
-from lib.measure.stats import mean_ci
 from lib.progress import progress
 from lib.require import require_int
 
@@ -136,12 +135,3 @@ def by_norm(keys: CachedKeys, parts: int = 10) -> np.ndarray:
 def first_over_median(norms: np.ndarray) -> np.ndarray:
     """The first token's norm over the median of all: (...,) for norms (..., C)."""
     return norms[..., 0] / np.median(norms, axis=-1)
-
-
-def more_or_less(gap: np.ndarray) -> str:
-    """A difference over texts (N,) and its 95% interval as `74.8 less (74.1 to 75.4)`."""
-    value, low, high = mean_ci(gap)
-    if value < 0:
-        value, low, high = -value, -high, -low
-        return f"{value:.1f} less ({low:.1f} to {high:.1f})"
-    return f"{value:.1f} more ({low:.1f} to {high:.1f})"

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from lib.compressors import Compressor
 from lib.measure.perplexity import evaluate
 from lib.measure.stats import (
+    by_position,
     log_edges,
     mean_ci,
     ppl_ci,
@@ -102,19 +103,9 @@ def by_span(
     base: tuple[torch.Tensor, torch.Tensor],
     edges: tuple[np.ndarray, np.ndarray],
 ) -> pd.DataFrame:
-    """Perplexity by position, and its ratio to `base`, paired by text; both as of `read_far`.
-
-    Columns `position` (geometric middle of `begin` to `end`), `ppl`, `ratio`, each with `_low` and
-    `_high` (95% over texts), and `n_texts`: all of them first, then those read further.
-    """
-    rows = []
-    for nll, other, spans in zip(read, base, edges, strict=True):
-        for begin, end in pairwise(spans.tolist()):
-            row = {"position": float(np.sqrt(begin * end)), "begin": begin, "end": end}
-            row |= with_interval("ppl", ppl_ci(nll[:, begin:end]))
-            row |= with_interval("ratio", ppl_ratio_ci(nll[:, begin:end], other[:, begin:end]))
-            rows.append(row | {"n_texts": len(nll)})
-    return pd.DataFrame(rows)
+    """`by_position` of what `read_far` gives: all of the texts first, then those read further."""
+    parts = [by_position(nll, *rest) for nll, *rest in zip(read, edges, base, strict=True)]
+    return pd.concat(parts, ignore_index=True)
 
 
 def rolling_nll(nll: torch.Tensor, width: int, points: int) -> pd.DataFrame:

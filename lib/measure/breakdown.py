@@ -8,16 +8,15 @@ import pandas as pd
 import torch
 from transformers import Cache
 
-from lib.cache.baseline import make_cache, streams
+from lib.cache.baseline import LARGE_CHUNK, make_cache, streams
 from lib.cache.compressed import CompressedCache
 from lib.compressors import Compressor
 from lib.progress import progress
 from lib.require import require, require_int
 
-from .instruments import Stopwatch, now, watched_attention
+from .instruments import Stopwatch, watched_attention
 from .limits import cache_shape
-
-FILL_CHUNK = 512  # tokens by which a streamed context fills a cache, as in `lib.generate`
+from .machine import now
 
 
 @torch.no_grad()
@@ -149,7 +148,7 @@ def filled_cache(
     scored = ours and cache.store.scored
     what = "one that does not look at attention: there are no queries"
     require(not scored, "method", method, what)
-    chunk = FILL_CHUNK if streams(method) else length
+    chunk = LARGE_CHUNK if streams(method) else length
     for key, value in zip(keys.split(chunk, dim=2), values.split(chunk, dim=2), strict=True):
         if ours:
             cache.step(key.shape[2], model.device)

@@ -9,7 +9,7 @@ from lib.cache.checks import check_ids
 from lib.compressors import Compressor
 from lib.require import require, require_int
 
-from .instruments import now
+from .machine import now
 
 
 @dataclass

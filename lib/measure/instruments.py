@@ -1,13 +1,10 @@
-"""What a run took besides its time: seconds inside the attention, and memory at its peak."""
+"""Where a run's time went: seconds inside the attention, and in named parts."""
 
-import ctypes
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -15,8 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from lib.cache.attention import NAME
 from lib.require import require
 
-_PROCESS = Path("/proc/self")
-_peaks = {"cpu": 0.0, "gpu": 0.0}  # MiB, those that were forgotten since
+from .machine import now
 
 
 class AttentionWatch:
@@ -66,70 +62,6 @@ def watched_attention(model) -> Iterator[AttentionWatch]:
             del ALL_ATTENTION_FUNCTIONS[name]  # the registered one shows again
             if ALL_ATTENTION_FUNCTIONS[name] is not function:
                 ALL_ATTENTION_FUNCTIONS[name] = function
-
-
-class PeakMemory:
-    """How far memory grew within the block: `mib` afterwards.
-
-    On a GPU by torch's own count. On Linux by the process's resident memory, freed memory given
-    back first, which is good to about a MiB; elsewhere nan.
-    """
-
-    def __init__(self, device: torch.device):
-        self.device, self.mib = device, math.nan
-
-    def __enter__(self):
-        process_peaks()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self._before = torch.cuda.memory_allocated(self.device)
-        elif (_PROCESS / "clear_refs").exists():
-            ctypes.CDLL(None).malloc_trim(0)
-            (_PROCESS / "clear_refs").write_text("5")  # the peak begins anew
-            self._before = _resident("VmRSS")
-        return self
-
-    def __exit__(self, *error):
-        if self.device.type == "cuda":
-            self.mib = (torch.cuda.max_memory_allocated(self.device) - self._before) / 2**20
-        elif (_PROCESS / "clear_refs").exists():
-            self.mib = (_resident("VmHWM") - self._before) / 2**10
-
-
-def process_peaks() -> dict[str, float]:
-    """MiB at the peak of the process so far: `cpu`, resident, and `gpu`, as torch counts them.
-
-    nan where it isn't known, and 0 for a GPU that isn't used.
-    """
-    known = (_PROCESS / "status").exists()
-    _peaks["cpu"] = max(_peaks["cpu"], _resident("VmHWM") / 2**10) if known else math.nan
-    if torch.cuda.is_initialized():
-        _peaks["gpu"] = max(_peaks["gpu"], torch.cuda.max_memory_allocated() / 2**20)
-    return dict(_peaks)
-
-
-@contextmanager
-def uncounted_memory() -> Iterator[None]:
-    """What the block takes for a moment is no part of `process_peaks`."""
-    process_peaks()
-    yield
-    if (_PROCESS / "clear_refs").exists():
-        (_PROCESS / "clear_refs").write_text("5")
-    if torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _resident(field: str) -> int:
-    """KiB of `field` in the process's status."""
-    lines = (_PROCESS / "status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1])
-
-
-def now(device: torch.device) -> float:
-    """Seconds, after the accelerator has finished its work."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
 
 
 class Stopwatch:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
-from lib.compressors import Compressor, L2Compress
+from lib.compressors import Compressor
 from lib.progress import progress
 from lib.require import require
 
@@ -24,7 +24,7 @@ def quality(
     position-only methods are cut after every token (`lib.measure.rows.feeding_of`).
     """
     for name, method in methods.items():
-        if isinstance(method, L2Compress):
+        if method is not None:
             most = method.longest_step
             require(chunk_size <= most, "chunk_size", chunk_size, f"at most {most} for {name}")
     feeding, results = feeding_of(methods, chunk_size), {}

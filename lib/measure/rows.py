@@ -5,12 +5,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from lib.cache.baseline import streams
+from lib.cache.baseline import LARGE_CHUNK, any_chunk, streams
 from lib.compressors import ROWS, Compressor, L2Compress
 from lib.require import require
 
 BASELINE = "baseline"
-LARGE_CHUNK = 512  # for methods whose result does not depend on the chunk
 _WITH_BUDGET = re.compile(r"(.+)_(\d+)")
 
 
@@ -96,7 +95,7 @@ def feeding_of(rows: dict[str, Compressor | None], chunk_size: int) -> dict[str,
     """
     return {
         name: {"chunk_size": LARGE_CHUNK, "buffer": buffer}
-        if rows[name] is None or streams(rows[name])
+        if any_chunk(rows[name])
         else {"chunk_size": chunk_size, "buffer": 0}
         for name, buffer in buffers_of(rows, chunk_size).items()
     }

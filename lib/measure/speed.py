@@ -12,8 +12,10 @@ from lib.progress import progress
 from lib.require import require_int
 
 from .generation import generate
-from .instruments import PeakMemory, watched_attention
-from .limits import Machine, decoding_work, measure_machine, share_of_limit
+from .instruments import watched_attention
+from .limits import decoding_work, share_of_limit
+from .machine import Machine, measure_machine
+from .memory import PeakMemory
 
 
 def measure(

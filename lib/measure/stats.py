@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterable, Mapping
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -113,6 +114,15 @@ def over_medians(
     return pd.DataFrame(ratios, index=table.index)
 
 
+def speedup(
+    table: pd.DataFrame, column: str, base: pd.DataFrame, on: list[str], name: str = "speedup"
+) -> pd.DataFrame:
+    """How many times less `column` (a time) is than that of `base`: 1 over `over_medians`."""
+    slower = over_medians(table, column, base, on)
+    ends = {name: "ratio", f"{name}_q1": "ratio_q3", f"{name}_q3": "ratio_q1"}
+    return pd.DataFrame({end: 1 / slower[ratio] for end, ratio in ends.items()})
+
+
 def stretches(nll: torch.Tensor, count: int = 16) -> torch.Tensor:
     """One text's `nll` (tokens,) as `count` stretches (count, tokens // count), without the rest.
 
@@ -123,18 +133,24 @@ def stretches(nll: torch.Tensor, count: int = 16) -> torch.Tensor:
     return nll[: length * count].reshape(count, length) if length > 1 else nll[None]
 
 
-def by_position(nll: torch.Tensor, edges: np.ndarray) -> pd.DataFrame:
+def by_position(
+    nll: torch.Tensor, edges: np.ndarray, base: torch.Tensor | None = None
+) -> pd.DataFrame:
     """Perplexity between consecutive `edges` (token positions) of `nll` (texts, tokens).
 
-    Columns `position` (middle, geometric), `ppl`, `ppl_low`, `ppl_high` (interval over texts, or
-    over 16 stretches of a single text).
+    Columns `position` (geometric middle of `begin` to `end`), `ppl`, with a `base` (texts, tokens)
+    `ratio` to its perplexity, paired, each with `_low` and `_high` (95% over texts, or over 16
+    stretches of a single text), and `n_texts`.
     """
     rows = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
-        part = nll[:, low:high]
-        estimate = ppl_ci(stretches(part[0]) if len(part) == 1 else part)
-        middle = float(np.sqrt(max(low, 1) * high))
-        rows.append({"position": middle} | with_interval("ppl", estimate))
+    for begin, end in pairwise(np.asarray(edges).tolist()):
+        row = {"position": float(np.sqrt(max(begin, 1) * end)), "begin": begin, "end": end}
+        parts = [x[:, begin:end] for x in (nll, base) if x is not None]
+        parts = [stretches(x[0]) if len(x) == 1 else x for x in parts]
+        row |= with_interval("ppl", ppl_ci(parts[0]))
+        if base is not None:
+            row |= with_interval("ratio", ppl_ratio_ci(*parts))
+        rows.append(row | {"n_texts": len(nll)})
     return pd.DataFrame(rows)
 
 

@@ -1,26 +1,50 @@
 """Numbers with what is known of their spread, as titles and readings say them."""
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 
-def estimate(row: pd.Series | tuple, column: str = "accuracy_%", unit: str = "%") -> str:
-    """A number of a table's row with its interval, or its quartiles: `50% (35 to 67)`."""
-    value, (low, high) = getattr(row, column), _ends(row, column)
+def spread(estimate: Iterable[float], unit: str = "") -> str:
+    """A number (value, low, high) with its interval: `50% (35 to 67)`."""
+    value, low, high = estimate
     return f"{value:.3g}{unit} ({low:.3g} to {high:.3g})"
 
 
-def told(row: pd.Series | tuple, column: str = "ratio") -> str:
+def apart(estimate: Iterable[float]) -> str:
     """A ratio likewise, `1.28x (1.18 to 1.41)`, and whether it is told apart from 1.
 
     A ratio that has no width is exact.
     """
-    low, high = _ends(row, column)
+    ratio, low, high = estimate
     tie = low <= 1 <= high and low < high
-    return estimate(row, column, "x") + (", not told apart" if tie else "")
+    return spread((ratio, low, high), "x") + (", not told apart" if tie else "")
 
 
-def _ends(row: pd.Series | tuple, column: str) -> tuple[float, float]:
-    kinds = (("low", "high"), ("q1", "q3"))
-    ends = next(ends for ends in kinds if hasattr(row, f"{column}_{ends[0]}"))
-    low, high = (getattr(row, f"{column}_{end}") for end in ends)
-    return low, high
+def difference(estimate: Iterable[float], more: str, less: str, unit: str = "") -> str | None:
+    """A difference in words that say its side, `loses 1.2 nats (1 to 2)`; None: not told apart.
+
+    `more` and `less` are the words in front of one above and one below zero.
+    """
+    value, low, high = estimate
+    if not (low > 0 or high < 0):
+        return None
+    side, size = (more, (value, low, high)) if low > 0 else (less, (-value, -high, -low))
+    return f"{side} {spread(size, unit)}"
+
+
+def estimate(row: pd.Series | tuple, column: str = "accuracy_%", unit: str = "%") -> str:
+    """`spread` of a number of a table's row and its interval or quartiles beside it."""
+    return spread(_numbers(row, column), unit)
+
+
+def told(row: pd.Series | tuple, column: str = "ratio") -> str:
+    """`apart` of a ratio of a table's row and its interval or quartiles beside it."""
+    return apart(_numbers(row, column))
+
+
+def _numbers(row: pd.Series | tuple, column: str) -> list[float]:
+    stems, kinds = (column, column.removesuffix("_%")), (("low", "high"), ("q1", "q3"))
+    pairs = [[f"{stem}_{end}" for end in ends] for stem in stems for ends in kinds]
+    ends = next(ends for ends in pairs if hasattr(row, ends[0]))
+    return [getattr(row, name) for name in (column, *ends)]

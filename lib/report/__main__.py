@@ -21,7 +21,7 @@ from lib.results.findings import findings
 from lib.results.readme import filled
 
 from .explorer import explorer, read_grid
-from .pages import MODELS, folded, index_page, notebook_page
+from .pages import FOLDERS, index_page, notebook_page, what_made
 
 GRID = "explorer_grid.json"
 # of the repository, what the pages show or link to, and which files of it are pages
@@ -86,10 +86,11 @@ def _left_out(folder: str, names: list[str]) -> set[str]:
 
 
 def _explorer_page() -> str:
-    files = {name: ROOT / folder / GRID for folder, name in MODELS.items()}
+    files = {name: ROOT / folder / GRID for folder, name in FOLDERS.items()}
     grids = {name: read_grid(file) for name, file in files.items() if file.exists()}
     if not grids:
         return "# Explorer\n\nNo grid has been computed: `python -m lib.report.grid --help`.\n"
+    made = {name: json.loads(files[name].read_text(encoding="utf-8"))["made"] for name in grids}
     live = next(path for path in all_notebooks() if path.stem.endswith("_explorer"))
     scripts = [f'<script src="_static/{name}"></script>' for name in BOKEH]
     return "\n".join(
@@ -106,16 +107,12 @@ def _explorer_page() -> str:
             *reversed(explorer(grids)),
             "```",
             "",
-            *(line for name in grids for line in _made(name, files[name])),
+            *(line for name in made for line in what_made(made[name], f"What made it: {name}")),
+            "",
             f"With a kernel, any setting and more views: [the notebook]({live.stem}.md).",
             "",
         ]
     )
-
-
-def _made(model: str, grid: Path) -> list[str]:
-    made = json.dumps(json.loads(grid.read_text("utf-8"))["made"], indent=1, ensure_ascii=False)
-    return [*folded(f"What made it: {model}", ["```json", made, "```"]), ""]
 
 
 def _write_static(static: Path) -> None:

@@ -10,7 +10,7 @@ from lib.results.findings import Finding, command
 from lib.results.manifest import read_manifest
 
 REFERENCE, SMOLLM2 = Path("results"), Path("results/smollm2")
-MODELS = {REFERENCE: "Reference model", SMOLLM2: "SmolLM2"}
+FOLDERS = {REFERENCE: "Reference model", SMOLLM2: "SmolLM2"}
 
 
 def index_page(stems: list[str], findings: list[Finding]) -> str:
@@ -56,18 +56,18 @@ def notebook_page(notebook: Path, findings: list[Finding]) -> str:
     lines = [f"# {title}", ""]
     ours = [found for found in findings if found.notebook == notebook.stem]
     lines += [f"**{found.question}** {found.text}\n" for found in ours]
-    entries = {folder: read_manifest(ROOT / folder) for folder in MODELS}
-    executed = [folder for folder in MODELS if _copy(folder, notebook).is_file()]
+    entries = {folder: read_manifest(ROOT / folder) for folder in FOLDERS}
+    executed = [folder for folder in FOLDERS if _copy(folder, notebook).is_file()]
     for folder in executed:
         copy = _copy(folder, notebook).relative_to(ROOT)
         lines.append(
-            f"- {MODELS[folder]}: [executed notebook]({copy}), `{command(folder, notebook.stem)}`"
+            f"- {FOLDERS[folder]}: [executed notebook]({copy}), `{command(folder, notebook.stem)}`"
         )
     for file in _shown(notebook):
         if there := {folder: e[file] for folder, e in entries.items() if file in e}:
             lines += ["", f"## {Path(file).stem}", "", *_side_by_side(file, there)]
     copies = [
-        f"{MODELS[folder]}, executed <{_copy(folder, notebook).relative_to(ROOT).with_suffix('')}>"
+        f"{FOLDERS[folder]}, executed <{_copy(folder, notebook).relative_to(ROOT).with_suffix('')}>"
         for folder in executed
     ]
     return "\n".join([*lines, "", _toctree("", copies), ""])
@@ -82,19 +82,23 @@ def _side_by_side(file: str, entries: dict[Path, dict]) -> list[str]:
     """A figure or table of each folder, under its caption, with its entry folded away."""
     lines = [f"::::{{grid}} 1 1 {len(entries)} {len(entries)}", ":gutter: 2", ""]
     for folder, entry in entries.items():
-        lines += [":::{grid-item}", f"**{MODELS[folder]}**" if len(entries) > 1 else "", ""]
+        lines += [":::{grid-item}", f"**{FOLDERS[folder]}**" if len(entries) > 1 else "", ""]
         if file.endswith(".png"):
             path = folder / file
             lines += [f"[![{entry['caption']}]({path})]({path})", "", entry["caption"]]
         else:
             lines += folded("Table", [(ROOT / folder / file).with_suffix(".md").read_text("utf-8")])
-        made = json.dumps(entry, indent=1, ensure_ascii=False)
-        lines += ["", *folded("What made it", ["```json", made, "```"]), ":::"]
+        lines += ["", *what_made(entry), ":::"]
     return [*lines, "::::"]
 
 
 def folded(title: str, lines: list[str]) -> list[str]:
     return [f"```````{{dropdown}} {title}", *lines, "```````"]
+
+
+def what_made(entry: dict, title: str = "What made it") -> list[str]:
+    """A result's entry, folded away."""
+    return folded(title, ["```json", json.dumps(entry, indent=1, ensure_ascii=False), "```"])
 
 
 def _toctree(caption: str, pages: list[str]) -> str:

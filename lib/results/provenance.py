@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import subprocess
+from argparse import ArgumentParser, Namespace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -19,8 +20,8 @@ import psutil
 import torch
 
 from lib.loaded import loaded
-from lib.measure.instruments import process_peaks, uncounted_memory
-from lib.measure.limits import measure_machine
+from lib.measure.machine import measure_machine
+from lib.measure.memory import process_peaks, uncounted_memory
 
 from .code import code_facts, utc_now
 
@@ -49,6 +50,17 @@ def entry(caption: str) -> dict[str, Any]:
         "seconds": round((utc_now() - begin).total_seconds()),
         **{f"{kind}_peak_mib": round(peak) for kind, peak in process_peaks().items() if peak > 0},
     }
+
+
+def run_by_script(script: str, parser: ArgumentParser, options: Namespace, *leave: str) -> None:
+    """Note a script in its results' entries, and its options that are not the defaults.
+
+    Those named by `leave` are left out.
+    """
+    changed = {k: v for k, v in vars(options).items() if v != parser.get_default(k)}
+    for name in leave:
+        changed.pop(name, None)
+    os.environ |= {"KVLAB_NOTEBOOK": script, "KVLAB_PARAMETERS": json.dumps(changed)}
 
 
 def lasting(entry: dict[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,8 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lib.names import NAME_COLUMNS, display_names
+from lib.names import NAME_COLUMNS, display_names, interval_of
 from lib.paths import atomic_path, results_dir
-from lib.plots import interval_of
 
 from .manifest import add_to_manifest
 from .provenance import entry, in_short, lasting

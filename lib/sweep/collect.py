@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from lib.paths import atomic_path
+from lib.results.manifest import add_to_manifest
 
 from .execute import OK
 from .grid import Run, read_runs, sweep_dir
@@ -14,8 +15,9 @@ from .grid import Run, read_runs, sweep_dir
 def collect(file: Path) -> pd.DataFrame:
     """Write `sweep/NAME.csv` and `.parquet`, NAME the file's, and return the table.
 
-    A row is a row of a run's table, or a run that failed, with its reason in `status`. ValueError
-    unless every run is there, of the code as it is now.
+    A row is a row of a run's table, or a run that failed, with its reason in `status`. What made
+    each run's rows is entered in the manifest beside them. ValueError unless every run is there, of
+    the code as it is now.
     """
     runs = read_runs(file)
     _require_all(runs)
@@ -36,6 +38,10 @@ def collect(file: Path) -> pd.DataFrame:
     typed = pd.read_csv(target)
     with atomic_path(target.with_suffix(".parquet")) as path:
         typed.to_parquet(path, index=False)
+    made = {f"runs/{run.rows.name}": run.made_by() for run in runs}
+    whole = {"caption": summary(typed), "notebook": "lib.sweep.collect", "rows_of": list(made)}
+    entries = {file: entry for file, entry in made.items() if entry} | {target.name: whole}
+    add_to_manifest(target.parent, entries)
     return typed
 
 

@@ -103,8 +103,11 @@ def _reason(error: Exception) -> str:
 
 def _with_run(rows: pd.DataFrame, run: Run) -> pd.DataFrame:
     """`rows` behind the columns that name their run, parameters as they were given."""
+    models = run.made_by().get("models", [])
+    device = " ".join(dict.fromkeys(model["device"] for model in models))
     about = {"run": f"{run.notebook.stem}-{run.key}", "version": run.version}
-    about |= {"notebook": run.notebook.stem, "minutes": run.minutes, "memory_gb": run.memory_gb}
+    about |= {"notebook": run.notebook.stem, "device": device}
+    about |= {"minutes": run.minutes, "memory_gb": run.memory_gb}
     for name, value in run.parameters.items():
         column = f"{name}_given" if name in rows else name
         about[column] = " ".join(map(str, value)) if isinstance(value, list) else value

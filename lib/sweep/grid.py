@@ -11,6 +11,7 @@ import yaml
 
 from lib.paths import NOTEBOOKS, all_notebooks, results_dir
 from lib.require import require
+from lib.results.manifest import read_manifest
 from lib.run import params
 
 from .depends import version_of
@@ -53,6 +54,10 @@ class Run:
     def log(self) -> Path:
         """Its notebook as executed so far; it stays whatever the run comes to."""
         return self.home / "logs" / f"{self.id}.ipynb"
+
+    def made_by(self) -> dict[str, Any]:
+        """The manifest's entry of its table; empty where there is none."""
+        return read_manifest(self.folder).get(f"tables/{self.table}.csv", {})
 
 
 def sweep_dir() -> Path:

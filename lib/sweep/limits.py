@@ -13,6 +13,7 @@ import psutil
 
 TIMEOUT, OOM = "timeout", "oom"
 EVERY = 0.1  # seconds between two looks at the memory
+GROUPS, CGROUP_FILES = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 class Limits:
@@ -63,9 +64,8 @@ def _resident(process: psutil.Process) -> int:
 
 def _killed_for_memory() -> int:
     """How often the kernel has killed for memory in this process's control group (Linux)."""
-    groups = Path("/proc/self/cgroup")
-    for line in groups.read_text().splitlines() if groups.exists() else []:
-        events = Path("/sys/fs/cgroup") / line.split(":", 2)[2].lstrip("/") / "memory.events"
+    for line in GROUPS.read_text().splitlines() if GROUPS.exists() else []:
+        events = CGROUP_FILES / line.split(":", 2)[2].lstrip("/") / "memory.events"
         if line.startswith("0::") and events.exists():
             counts = dict(row.split() for row in events.read_text().splitlines())
             return int(counts.get("oom_kill", 0))

@@ -12,11 +12,12 @@ import lib
 from lib import RecentOnly, StreamingLLM, evaluate, generate, load_tokenizer
 from lib.experiments.explorer import figure, views, widget, writing
 from lib.experiments.explorer.session import Session
-from lib.experiments.explorer.setting import METHODS, Setting, refuse
+from lib.experiments.explorer.setting import OFFERED, Setting, refuse
 from lib.experiments.explorer.text import text_errors, text_tokens
 from lib.experiments.explorer.widget import ExplorerWidget
 from lib.experiments.explorer.worker import Worker
-from lib.measure.limits import Machine, decoding_work
+from lib.measure.limits import decoding_work
+from lib.measure.machine import Machine
 from lib.measure.rows import at_budget
 from lib.measure.stats import log_edges, mean_ci
 
@@ -159,7 +160,7 @@ def test_a_second_visit_computes_nothing(page, session):
         ({"step": 300}, "step", "step = 300: allowed is 0 to 299"),
         ({"layer": 2}, "layer", "layer = 2: allowed is 0 to 1"),
         ({"text": "typed"}, "typed", "the typed text is empty"),
-        ({"text": "typed", "typed": "short"}, "text", "'5 tokens': allowed is 64 to 65,536"),
+        ({"text": "typed", "typed": "short"}, "typed", "'5 tokens': allowed is 64 to 65,536"),
         ({"text": "no/such.txt"}, "text", "no such file"),
         ({"seq_len": 70_000}, "seq_len", "length = 70000: allowed is 64 to 65,536"),
         ({"model": "no-model"}, "model", "no such local folder"),
@@ -185,8 +186,11 @@ def test_another_text(page):
     assert shown["curves"]["dense"]["total"] == 179
     assert "save it as a .txt file" in shown["code"]["papermill"]
     page.set(typed="the quick brown fox jumps over the lazy dog. " * 2)
-    page.wait()
+    shown = page.wait()
     assert page.controls["step"] == 89  # the last token of what is left
+    assert shown["status"]["text"] == "step moved to 89"
+    page.set(step=88)
+    assert page.wait()["status"]["text"] == ""
 
 
 def test_pinned_settings_stay(page):
@@ -276,7 +280,7 @@ def test_letters_of_several_tokens_are_whole():
     assert "".join(broken).startswith("naïve – 語 and ")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OFFERED)
 def test_the_line_of_code_gives_the_perplexity_that_is_shown(session, method):
     setting = Setting(method, 2, 30, 0, "original")
     names = {name: getattr(lib, name) for name in lib.__all__}
@@ -285,7 +289,7 @@ def test_the_line_of_code_gives_the_perplexity_that_is_shown(session, method):
     assert ppl == pytest.approx(session.nll(setting).double().mean().exp().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OFFERED)
 @pytest.mark.parametrize("start_size", [0, 3])
 def test_settings_with_one_key_have_one_method(method, start_size):
     setting = Setting(method, start_size, 30)
@@ -347,6 +351,8 @@ def test_the_figure_and_the_table(session):
     titles = [ax.get_title() or ax.get_title("left") for ax in fig.axes]
     assert titles[1].startswith("Mean PPL: dense ")
     assert titles[2].startswith("Attention of token 200, layer 1, head 0")
+    (boxed,) = [patch for patch in fig.axes[0].patches if not patch.get_fill()]
+    assert (boxed.get_width(), boxed.get_y()) == (1, pytest.approx(2 + 0.35 - 0.5))
     bars = [bar.get_height() for bar in fig.axes[2].patches]
     assert bars == pytest.approx(session.look(SETTING, 200).of(1, 0)[1])
     table = figure.table(session, SETTING).set_index("method")

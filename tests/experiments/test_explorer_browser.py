@@ -3,6 +3,7 @@
 import json
 import os
 import statistics
+from pathlib import Path
 
 from browser import SHOTS, Explorer, alone, browsing, end_kernels, needs_browser, serving
 
@@ -30,13 +31,60 @@ def sinks_matter(explorer: Explorer) -> None:
 
 
 def newest_only(explorer: Explorer) -> None:
-    """Of twenty quick moves the last one is computed, and few of those before it are."""
+    """A slider is dragged over many values: of the losses only the last one's are computed."""
     before = explorer.root.get_attribute("data-ended").split("|")
-    explorer.press("recent_size", "ArrowRight", 20)
+    box, mouse = explorer.slider("recent_size").bounding_box(), explorer.page.mouse
+    height = box["y"] + box["height"] / 2
+    mouse.move(box["x"] + 0.55 * box["width"], height)
+    mouse.down()
+    mouse.move(box["x"] + 0.75 * box["width"], height, steps=20)
+    mouse.up()
+    last = explorer.box("recent_size").input_value()
+    explorer.page.wait_for_selector(f'.kvx[data-state="done"][data-ended*=" + {last}"]')
+    explorer.changes = int(explorer.root.get_attribute("data-settled"))
     ended = explorer.root.get_attribute("data-ended").split("|")[len(before) :]
     chosen = [label for label in ended if label.startswith("sinks + window")]
-    assert chosen[-1].endswith(explorer.box("recent_size").input_value())
-    assert len(chosen) < 10
+    assert chosen == [f"sinks + window 4 + {last}"]
+
+
+def keys_reach_all(explorer: Explorer) -> None:
+    """Tab goes through every control that can be used, and the buttons, in their order."""
+    controls = explorer.root.locator("[data-control]:enabled:visible, button:visible")
+    shown = "part => part.dataset.control ?? part.textContent"
+    controls.first.focus()
+    for place in range(controls.count()):
+        here = explorer.page.locator(":focus")
+        while not here.evaluate("x => x.matches('[data-control], button')"):  # text that scrolls
+            explorer.page.keyboard.press("Tab")
+        assert here.evaluate(shown) == controls.nth(place).evaluate(shown)
+        explorer.page.keyboard.press("Tab")
+
+
+def plays(explorer: Explorer) -> None:
+    """The step walks on by itself till it is paused."""
+    play, step = explorer.root.locator("button", has_text="play"), explorer.box("step")
+    first = int(step.input_value())
+    play.click()
+    moved = "first => document.querySelector('input[type=number][data-control=step]').value > first"
+    explorer.page.wait_for_function(moved, arg=first + 2)
+    explorer.root.locator("button", has_text="pause").click()
+    explorer.page.wait_for_selector('.kvx[data-state="done"]')
+    last = step.input_value()
+    explorer.page.wait_for_timeout(1000)
+    assert step.input_value() == last
+    explorer.changes = int(explorer.root.get_attribute("data-settled"))
+
+
+def slow_model(explorer: Explorer) -> None:
+    """A real model shows how far it is, and can be stopped."""
+    explorer.type("model", "smollm2")
+    explorer.page.wait_for_selector('.kvx[data-state="computing"] progress[value]')
+    explorer.shot("lab-slow")
+    explorer.page.keyboard.press("Escape")
+    explorer.page.wait_for_selector('.kvx[data-state="stopped"]')
+    explorer.type("model", "reference")
+    explorer.page.wait_for_selector('.kvx[data-state="done"]')
+    explorer.settle()
 
 
 def bad_input(explorer: Explorer) -> None:
@@ -61,6 +109,33 @@ def writes(explorer: Explorer) -> None:
     assert all(len(text.split()) > 5 for text in columns)
     assert len(set(columns)) == 3
     explorer.root.locator(".three").evaluate("part => part.scrollIntoView({block: 'end'})")
+
+
+def dark_theme(explorer: Explorer) -> None:
+    """The page follows when JupyterLab's theme is changed, and so do pictures among the outputs."""
+    page = explorer.page
+    page.click('.lm-MenuBar-itemLabel:text("Settings")')
+    page.hover('.lm-Menu-itemLabel:text-is("Theme")')
+    page.click('.lm-Menu-itemLabel:text-is("JupyterLab Dark")')
+    page.wait_for_selector(".kvx[data-dark]")
+    explorer.shot("lab-dark")
+    colors = explorer.root.evaluate(
+        "root => [getComputedStyle(root).color, getComputedStyle(root).backgroundColor]"
+    )
+    text, ground = (sum(map(int, x.split("(")[1].rstrip(")").split(",")[:3])) for x in colors)
+    assert text - ground > 400
+    assert "invert(0.88)" in page.evaluate(PICTURE)
+
+
+def stays_when_reopened(explorer: Explorer, address: str, notebook: Path) -> None:
+    """Saved, its kernel gone, and opened again: drawn from what was saved."""
+    page, ppl = explorer.page, explorer.ppl("chosen")
+    page.keyboard.press("Control+s")
+    while "widget-state+json" not in notebook.read_text(encoding="utf-8"):
+        page.wait_for_timeout(500)
+    end_kernels(address)
+    page.reload()
+    assert Explorer(page).ppl("chosen") == ppl
 
 
 def pace(explorer: Explorer) -> dict[str, float]:
@@ -90,6 +165,8 @@ def test_in_jupyterlab(tmp_path):
         explorer.shot("lab")
         sinks_matter(explorer)
         newest_only(explorer)
+        keys_reach_all(explorer)
+        plays(explorer)
         bad_input(explorer)
         times = pace(explorer) | {"load of the machine": os.getloadavg()[0]}
         print(json.dumps(times, indent=1))
@@ -110,27 +187,10 @@ def test_in_jupyterlab(tmp_path):
         page.wait_for_timeout(500)
         views = [page.locator(f".kvx {part}").first.bounding_box() for part in (".group", "table")]
         assert views[1]["y"] + views[1]["height"] - views[0]["y"] < 620  # from controls to cost
+        slow_model(explorer)
+        dark_theme(explorer)
+        stays_when_reopened(explorer, address, tmp_path / "notebooks" / "05_explorer.ipynb")
         assert not list((tmp_path / "results").glob("**/*"))  # a visit saves nothing
-
-
-def test_in_the_dark_theme(tmp_path):
-    with alone(), serving("lab", tmp_path, dark=True) as address, browsing(address) as page:
-        explorer = Explorer.run_all(page)
-        explorer.shot("lab-dark")
-        colors = explorer.root.evaluate(
-            "root => [getComputedStyle(root).color, getComputedStyle(root).backgroundColor]"
-        )
-        text, ground = (sum(map(int, x.split("(")[1].rstrip(")").split(",")[:3])) for x in colors)
-        assert text - ground > 400
-        assert "invert(0.88)" in page.evaluate(PICTURE)
-        ppl = explorer.ppl("chosen")
-        page.keyboard.press("Control+s")
-        notebook = tmp_path / "notebooks" / "05_explorer.ipynb"
-        while "widget-state+json" not in notebook.read_text(encoding="utf-8"):
-            page.wait_for_timeout(500)
-        end_kernels(address)
-        page.reload()
-        assert Explorer(page).ppl("chosen") == ppl  # drawn from what was saved
 
 
 def test_in_voila(tmp_path):

@@ -7,7 +7,7 @@ from reference import cached_model, tiny_ids
 from lib import evaluate
 from lib.cache.baseline import make_cache
 from lib.experiments.explorer.reading import Reading
-from lib.experiments.explorer.setting import METHODS, Setting, held_by_rule
+from lib.experiments.explorer.setting import OFFERED, Setting, held_by_rule
 from lib.measure.attention_maps import attention_implementation, attention_maps
 
 IDS = tiny_ids(300)
@@ -21,7 +21,7 @@ def read(family, setting):
     return Reading(cached_model(family), IDS, setting)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OFFERED)
 def test_losses_are_those_of_evaluate(method):
     setting = Setting(method, 2, 30)
     reading = read("llama_gqa", setting)
@@ -70,7 +70,7 @@ def test_a_streaming_step_attends_as_the_loop_does(family, buffer, positions):
 @pytest.mark.parametrize("method", ["fix_l2_high", "keydiff", "h2o", "tova", "snapkv", "lagkv"])
 def test_other_methods_attend_to_what_they_hold(method):
     """Keys found again by their tokens: each held key is that token's own, turned or not."""
-    if method not in METHODS:
+    if method not in OFFERED:
         pytest.skip("no such row")
     setting = Setting(method, 2, 30, positions="original")
     reading = read("llama_gqa", setting)

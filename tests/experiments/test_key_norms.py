@@ -17,7 +17,6 @@ from lib.experiments.key_norms import (
     cached_keys,
     first_over_median,
     loss_curves,
-    more_or_less,
     rank_correlation,
     two_sets,
     without_first,
@@ -182,8 +181,3 @@ def test_a_head_map_marks_the_intervals_that_include_0():
     assert len(dots) == 3
     shown = [text.get_text() for text in ax.texts]
     assert shown == ["0.5", "0.2", "0.9", "-0.3", "-0.6", "0.0"]
-
-
-def test_a_difference_in_words():
-    assert more_or_less(np.array([1.0, 2.0, 3.0])) == "2.0 more (-0.5 to 4.5)"
-    assert more_or_less(-np.array([1.0, 2.0, 3.0])) == "2.0 less (-0.5 to 4.5)"

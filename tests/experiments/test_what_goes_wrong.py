@@ -24,7 +24,6 @@ from lib.experiments.what_goes_wrong.runs import (
     by_chunk,
     measure_cases,
     mistake_table,
-    ratio_by_position,
     run,
     run_cases,
     told_apart,
@@ -248,21 +247,6 @@ def test_the_table_of_mistakes():
     assert (row.n_repeats, row.n_texts, row.n_tokens) == (5, 2, 4)
     assert (row.compressions, row.right_compressions, row.cuts) == (7, 5, 3)
     assert (row.right_positions, that.right_positions) == ("in_cache", "original")
-
-
-def test_a_ratio_by_position_may_be_below_1():
-    generator = torch.Generator().manual_seed(0)
-    right, wrong = torch.rand(2, 3, 12, generator=generator)
-    wrong[:, 4:] -= 3
-    table = ratio_by_position(wrong, right, np.array([1, 4, 12]))
-    assert table.position.tolist() == pytest.approx([2, math.sqrt(48)])
-    for row, part in zip(table.itertuples(), (slice(1, 4), slice(4, 12)), strict=True):
-        gaps = (wrong - right)[:, part].mean(1)
-        assert row.ratio == pytest.approx(math.exp(gaps.mean()))
-        half = 4.3027 * float(gaps.std()) / math.sqrt(3)  # Student's t, two degrees of freedom
-        assert row.ratio_low == pytest.approx(math.exp(gaps.mean() - half), rel=1e-4)
-        assert row.ratio_high == pytest.approx(math.exp(gaps.mean() + half), rel=1e-4)
-    assert table.ratio_high[1] < 1
 
 
 def test_the_reports_stand_beside_what_is_found():

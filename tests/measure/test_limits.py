@@ -11,14 +11,13 @@ from lib import CompressedCache, StreamingLLM, generate
 from lib.cache.baseline import cache_bytes
 from lib.measure.attention_maps import attention_implementation
 from lib.measure.limits import (
-    Machine,
     Work,
     decoding_work,
     evaluation_flops,
     flops_per_token,
-    measure_machine,
     share_of_limit,
 )
+from lib.measure.machine import Machine
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -122,13 +121,6 @@ def test_share_of_limit_takes_the_slower_of_reading_and_multiplying():
     assert work.bytes == 200
     assert share_of_limit(8, work, Machine(bandwidth=100, gemm=1e9)) == 0.25
     assert share_of_limit(8, work, Machine(bandwidth=100, gemm=100)) == 0.75
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_measure_machine(dtype):
-    machine = measure_machine("cpu", dtype, seconds=0)
-    assert machine.bandwidth > 0
-    assert machine.gemm > 0
 
 
 def test_wrong_arguments_are_named():

@@ -150,6 +150,21 @@ def test_by_position():
     assert np.log(table.ppl_high).tolist() == pytest.approx([0, math.log(9) + half], rel=1e-3)
 
 
+def test_a_ratio_by_position_may_be_below_1():
+    generator = torch.Generator().manual_seed(0)
+    right, wrong = torch.rand(2, 3, 12, generator=generator)
+    wrong[:, 4:] -= 3
+    table = by_position(wrong, np.array([1, 4, 12]), right)
+    assert table.position.tolist() == pytest.approx([2, math.sqrt(48)])
+    for row, part in zip(table.itertuples(), (slice(1, 4), slice(4, 12)), strict=True):
+        gaps = (wrong - right)[:, part].mean(1)
+        assert row.ratio == pytest.approx(math.exp(gaps.mean()))
+        half = 4.3027 * float(gaps.std()) / math.sqrt(3)  # Student's t, two degrees of freedom
+        assert row.ratio_low == pytest.approx(math.exp(gaps.mean() - half), rel=1e-4)
+        assert row.ratio_high == pytest.approx(math.exp(gaps.mean() + half), rel=1e-4)
+    assert table.ratio_high[1] < 1
+
+
 def test_by_position_of_one_text_has_an_interval_over_its_stretches():
     nll = torch.tensor([0.0, 2.0]).repeat_interleave(32)[None]
     (row,) = by_position(nll, np.array([0, 64])).to_dict("records")

@@ -137,7 +137,7 @@ def test_parameter_files_of_results_folders_name_no_default():
     """A manifest names what is not the default: a file that names more is never recognised."""
     folders = [path.parent.name for path in ROOT.glob("results/*/manifest.json")]
     folders = [folder for folder in folders if (PARAMS / f"{folder}.yaml").exists()]
-    assert {"four_million", "full"} <= set(folders)
+    assert {"four_million", "smollm2"} <= set(folders)
     for folder in folders:
         sections = yaml.safe_load((PARAMS / f"{folder}.yaml").read_text(encoding="utf-8"))
         entries = read_manifest(ROOT / "results" / folder).values()
@@ -192,7 +192,7 @@ from lib.compressors import list_methods, method_table
 from lib.experiments.method_comparison.plots import quality_vs_cost
 from lib.measure.rows import group_of, rows_of
 from lib.names import display_name
-from lib.plots import (METHODS)
+from lib.plots import (LOOKS)
 
 rows = rows_of(["every_other"], [64, 32])
 table = pd.DataFrame({"method": [*rows], "group": [*map(group_of, rows)], "length": 96})
@@ -202,7 +202,7 @@ labels = ("MiB", "ratio")
 fig = quality_vs_cost(table, {96: table[:1]}, "cache_mib", labels, bright=["every_other"])
 looks = {x.get_label(): (x.get_color(), x.get_marker()) for x in fig.axes[0].lines}
 assert "every_other" in list_methods() and "every_other" in set(method_table().method)
-assert looks["every_other"] not in {(style.color, style.marker) for style in METHODS.values()}
+assert looks["every_other"] not in {(style.color, style.marker) for style in LOOKS.values()}
 print(rows, [display_name(row) for row in rows])
 """
 

@@ -186,7 +186,7 @@ def test_a_failed_run_keeps_the_good_copy(speed):
 
 @pytest.mark.parametrize(
     ("arguments", "parameters"),
-    [([], {}), (["-p", "cache", "64"], {}), (["-p", "cache", "512"], {"cache": 512})],
+    [(["-p", "cache", "64"], {}), (["-p", "cache", "512"], {"cache": 512})],
 )
 def test_the_manifest_names_parameters_that_are_not_the_defaults(sandbox, arguments, parameters):
     sandbox.notebook("03_speed", SAVE)
@@ -208,7 +208,7 @@ def test_widgets_are_dropped_from_copies(speed):
     ("folder", "up"),
     [
         ("results/notebooks", "../.."),
-        ("results/full/notebooks", "../../.."),
+        ("results/smollm2/notebooks", "../../.."),
         ("/elsewhere/notebooks", ".."),
     ],
 )

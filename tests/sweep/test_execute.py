@@ -8,10 +8,12 @@ import pytest
 import torch
 from papermill.exceptions import PapermillExecutionError
 
-from lib.sweep.collect import summary
-from lib.sweep.execute import _reason, execute
+from lib.results.manifest import add_to_manifest, read_manifest
+from lib.sweep import limits
+from lib.sweep.collect import collect, summary
+from lib.sweep.execute import _reason, _with_run, execute
 from lib.sweep.grid import read_runs
-from lib.sweep.limits import Limits, devices, one_gpu
+from lib.sweep.limits import OOM, Limits, devices, one_gpu
 
 
 @pytest.fixture
@@ -72,10 +74,46 @@ GROWS = "held = bytearray(b'x' * 300_000_000); import time; time.sleep(60)"
     ],
 )
 def test_limits_kill_what_was_started(memory_gb, minutes, program, reason, signal):
-    with Limits(memory_gb, minutes) as limits:
+    with Limits(memory_gb, minutes) as held:
         process = subprocess.Popen([sys.executable, "-c", program])
         assert process.wait(timeout=120) == signal
-    assert limits.reason == reason
+    assert held.reason == reason
+
+
+def test_the_kernels_own_killer_is_told_by_its_count(monkeypatch, tmp_path):
+    """Another process ends by signal, and the count of the control group has grown meanwhile."""
+    counts = iter((3, 3, 3, 4))
+    monkeypatch.setattr(limits, "_killed_for_memory", lambda: next(counts))
+    for reason in (None, OOM):
+        with Limits(4, 1) as held:
+            subprocess.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+        assert held.reason == reason
+
+
+def test_the_count_is_read_from_the_control_group(monkeypatch, tmp_path):
+    (tmp_path / "cgroup").write_text("1:cpu:/elsewhere\n0::/a/b\n")
+    (tmp_path / "fs" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "fs" / "a" / "b" / "memory.events").write_text("low 1\noom 9\noom_kill 5\n")
+    monkeypatch.setattr(limits, "GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(limits, "CGROUP_FILES", tmp_path / "fs")
+    assert limits._killed_for_memory() == 5
+    (tmp_path / "fs" / "a" / "b" / "memory.events").unlink()
+    assert limits._killed_for_memory() == 0
+
+
+def test_rows_say_on_what_device_and_the_merged_table_what_made_them(run, tmp_path):
+    (run.folder / "tables").mkdir(parents=True)
+    (run.folder / "tables" / "03_speed.csv").write_text("method,tpot_ms\na,1.5\n")
+    made = {"caption": "", "notebook": "03_speed", "models": [{"device": "cuda:0"}], "commit": "c"}
+    add_to_manifest(run.folder, {"tables/03_speed.csv": made})
+    rows = pd.DataFrame({"status": ["ok"], "method": ["a"], "tpot_ms": ["1.5"]})
+    _with_run(rows, run).to_csv(run.rows, index=False)
+    table = collect(tmp_path / "a.yaml")
+    assert table.device.tolist() == ["cuda:0"]
+    entries = read_manifest(tmp_path / "sweep")
+    assert entries["a.csv"]["rows_of"] == [f"runs/{run.rows.name}"]
+    assert entries["a.csv"]["caption"] == "1 runs: 1 ok"
+    assert entries[f"runs/{run.rows.name}"] == made
 
 
 def test_a_real_allocation_beyond_memory_is_told_as_such():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from lib.cache.baseline import held_lengths
 from lib.measure.chat import Chat
-from lib.measure.instruments import now
+from lib.measure.machine import now
 from lib.measure.rows import BASELINE
 from lib.measure.stats import mean_ci, share_ci, with_interval
 from lib.names import display_name

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from lib.measure.rows import BASELINE
+from lib.measure.words import difference
 from lib.names import display_name
 from lib.plots import mark, method_style, plain_log
 
@@ -57,15 +58,8 @@ def by_turn(runs: pd.DataFrame, method: str) -> pd.DataFrame:
 
 
 def against_dense(estimate: Sequence[float], unit: str, more: str, less: str) -> str:
-    """A difference to dense (mean, low, high), if told apart from none: `loses 1.2 nats (1 to 2)`.
-
-    `more` and `less` are the verbs for one above and one below zero.
-    """
-    value, low, high = estimate
-    if not (low > 0 or high < 0):
-        return "is not told apart from dense"
-    verb, size = (more, (value, low, high)) if low > 0 else (less, (-value, -high, -low))
-    return f"{verb} {size[0]:.3g} {unit} ({size[1]:.3g} to {size[2]:.3g})"
+    """A difference to dense (mean, low, high) in words: `loses 1.2 nats (1 to 2)`."""
+    return difference(estimate, more, less, f" {unit}") or "is not told apart from dense"
 
 
 def ends(row: pd.Series, column: str) -> list[float]:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from lib.measure.limits import Machine
+from lib.measure.machine import Machine
 from lib.measure.rows import BASELINE
 from lib.measure.stats import ppl_ci, ppl_ratio_ci, stretches, with_interval
 from lib.names import display_name
@@ -18,7 +18,7 @@ from .session import Session
 from .setting import DENSE, Setting
 from .writing import TEMPERATURE, write
 
-COLUMNS, AROUND = 118, (330, 20)  # characters a line; tokens before and behind the step
+COLUMNS, LINES = 118, 9  # characters a line; lines around the step
 
 
 def compared(setting: Setting) -> dict[str, Setting]:
@@ -80,37 +80,51 @@ def draw(
 def _draw_text(ax: Axes, texts: list[str], shown: dict) -> None:
     """The first tokens, and those around the step: what of them is held, and how much it gets."""
     step, weights = shown["step"], dict(zip(shown["tokens"], shown["weights"], strict=True))
-    first = max(16, step - AROUND[0])
-    last = min(len(texts), step + AROUND[1])
-    top, x, y = max(weights.values()), 0.0, 0.0
     ax.set(xlim=(0, COLUMNS), ylim=(10.5, -0.7))
     ax.axis("off")
-    for token in [*range(min(16, len(texts))), *range(first, last)]:
-        text = texts[token].replace("\n", "↵").replace("$", r"\$")
-        if token == first:
-            x, y = 0.0, y + 1.35
-        if x + len(texts[token]) > COLUMNS:
-            x, y = 0.0, y + 1
-        if y > 10:
-            break
-        style = {"fontsize": 6.6, "family": "monospace", "va": "center", "clip_on": True}
-        held, width = token in weights, len(texts[token])
-        if held:
-            strength = float(np.sqrt(weights[token] / top))
-            ax.add_patch(
-                Rectangle((x, y - 0.45), width, 0.9, color="#E69F00", alpha=strength, lw=0)
-            )
-            ax.plot([x, x + width], [y + 0.45] * 2, color=BLUE, lw=1)
-        if token < shown["sinks"] and held:
-            style["weight"] = "bold"
-        if token == step:
-            ax.add_patch(Rectangle((x, y - 0.5), width, 1, fill=False, ec=VERMILLION, lw=1.5))
-        if not held and token < step:
-            ax.plot([x, x + width], [y, y], color=GREY, lw=0.6)
-        ax.text(x, y, text, color="#222222" if held else "#999999", **style)
-        x += width
+    lines = _lines(texts, range(min(16, len(texts))))[:1]
+    around = _lines(texts, range(16, min(len(texts), step + 20)))
+    here = next((at for at, line in enumerate(around) if step in line), 0)
+    lines += around[max(0, here - LINES + 2) :][:LINES]  # the step in the last but one
+    for number, line in enumerate(lines):
+        x, y = 0, number + (0.35 if number else 0)
+        for token in line:
+            _draw_token(ax, x, y, texts[token], weights.get(token), token, shown)
+            x += len(texts[token])
     told = "Text: held (underlined), evicted (struck out), current (boxed); darker: more attention"
     ax.set_title(told, fontsize=9)
+
+
+def _lines(texts: list[str], tokens: range) -> list[list[int]]:
+    """`tokens` in lines of at most so many characters as fit."""
+    lines, width = [[]], 0
+    for token in tokens:
+        if width + len(texts[token]) > COLUMNS:
+            lines.append([])
+            width = 0
+        lines[-1].append(token)
+        width += len(texts[token])
+    return lines
+
+
+def _draw_token(
+    ax: Axes, x: float, y: float, text: str, weight: float | None, token: int, shown: dict
+) -> None:
+    """A token's text, marked where it is held (`weight` is its attention then) or is the step."""
+    style = {"fontsize": 6.6, "family": "monospace", "va": "center", "clip_on": True}
+    width, step, held = len(text), shown["step"], weight is not None
+    if held:
+        strength = float(np.sqrt(weight / max(shown["weights"])))
+        ax.add_patch(Rectangle((x, y - 0.45), width, 0.9, color="#E69F00", alpha=strength, lw=0))
+        ax.plot([x, x + width], [y + 0.45] * 2, color=BLUE, lw=1)
+    if token < shown["sinks"] and held:
+        style["weight"] = "bold"
+    if token == step:
+        ax.add_patch(Rectangle((x, y - 0.5), width, 1, fill=False, ec=VERMILLION, lw=1.5))
+    if not held and token < step:
+        ax.plot([x, x + width], [y, y], color=GREY, lw=0.6)
+    shown_text = text.replace("\n", "↵").replace("$", r"\$")
+    ax.text(x, y, shown_text, color="#222222" if held else "#999999", **style)
 
 
 def _draw_loss(ax: Axes, session: Session, setting: Setting, step: int) -> None:

@@ -246,7 +246,7 @@ function render({ model, el }) {
   function drawStatus({ status = {}, errors = {} }) {
     const { state: kind, text, done, total } = status, wrong = Object.values(errors).length;
     const words = { computing: "computing", loading: "loading", writing: "writing", stopped: "stopped: what is shown may be unfinished", failed: "failed:", done: "ready" };
-    view.status.replaceChildren(wrong ? "⚠ what is shown is the last setting that is allowed" : `${words[kind] ?? ""} ${kind === "done" ? "" : text ?? ""}`);
+    view.status.replaceChildren(wrong ? "⚠ what is shown is the last setting that is allowed" : `${words[kind] ?? ""}${kind === "done" && text ? ":" : ""} ${text ?? ""}`);
     const busy = !wrong && ["computing", "loading", "writing"].includes(kind);
     if (busy) view.status.prepend(h("progress", { ...(total ? { max: total, value: done } : {}), "aria-label": "progress" }));
     root.dataset.state = wrong ? "refused" : kind;

@@ -16,6 +16,7 @@ from lib.cache.attention import Own, last_weights
 from lib.cache.baseline import make_cache
 from lib.cache.checks import check_ids
 from lib.compressors import Compressor, Held
+from lib.compressors.base import Around
 from lib.measure.perplexity import feed
 from lib.measure.rows import BASELINE
 
@@ -24,29 +25,17 @@ from .setting import Setting
 MOST_BYTES = 256 * 2**20  # of copies of a cache along a text
 
 
-class Noting(Compressor):
+class Noting(Around):
     """`method`, noting the index in the text of every token that its layers hold."""
 
     def __init__(self, method: Compressor):
-        self.method = method
-        self.name, self.budget, self.queries = method.name, method.budget, method.queries
-        self.skip_layers = method.skip_layers
+        super().__init__(method)
         self.held: dict[int, torch.Tensor] = {}  # by layer (Hkv, T)
         self.seen: dict[int, int] = {}  # tokens of the text that a layer has come to know
 
-    @property
-    def prune_after(self) -> int:
-        return self.method.prune_after
-
-    def layer_budget(self, layer_idx: int, num_layers: int, seen: int | None = None) -> int | None:
-        return self.method.layer_budget(layer_idx, num_layers, seen)
-
-    def layer_queries(self, layer_idx: int, num_layers: int) -> float:
-        return self.method.layer_queries(layer_idx, num_layers)
-
     def keep(self, held: Held) -> torch.Tensor | None:
         tokens = self.tokens(held.layer_idx, *held.keys.shape[1:3])
-        index = self.method.keep(held)
+        index = super().keep(held)
         if index is not None:
             index = index.expand(*held.keys.shape[:2], -1) if index.ndim == 1 else index
             tokens = tokens.gather(1, index[0].cpu())

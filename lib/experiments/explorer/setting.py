@@ -6,15 +6,16 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from lib.cache.baseline import LARGE_CHUNK, any_chunk
 from lib.cache.checks import POSITIONS
-from lib.compressors import ROWS, Compressor, L2Compress, RecentOnly
+from lib.compressors import ROWS, Compressor, RecentOnly
 from lib.measure.rows import BASELINE, at_budget
 from lib.names import display_name
 
 # `buffer` makes any method lazy, and presses of another project are not among the packages
-METHODS = (BASELINE, *(x for x in ROWS if x != "streaming_lazy" and not x.startswith("kvpress")))
+OFFERED = (BASELINE, *(x for x in ROWS if x != "streaming_lazy" and not x.startswith("kvpress")))
 MOST_SINKS, LEAST_WINDOW, MOST_BUFFER, LONGEST = 16, 16, 512, 65_536
-WINDOW_CHUNK, CUT_CHUNK = 256, 64  # of methods that look at positions only, and of others
+CUT_CHUNK = 64  # of methods that look at keys or attention
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,7 @@ class Setting:
     def chunk_size(self) -> int:
         """Tokens a forward pass: part of the definition of methods that look at keys."""
         method = self.compressor()
-        if method is None or method.window:
-            return WINDOW_CHUNK
-        if isinstance(method, L2Compress):
-            return max(1, min(CUT_CHUNK, method.longest_step))
-        return CUT_CHUNK
+        return LARGE_CHUNK if any_chunk(method) else max(1, min(CUT_CHUNK, method.longest_step))
 
     def errors(self, limit: int) -> dict[str, str]:
         """What is not allowed, a sentence by control; `limit` is the model's, in tokens."""
@@ -89,7 +86,7 @@ class Setting:
         check("start_size", "sinks", 0, MOST_SINKS)
         check("recent_size", "window", min(LEAST_WINDOW, limit), limit)
         check("buffer", "buffer", 0, MOST_BUFFER)
-        for name, allowed in (("method", METHODS), ("positions", POSITIONS)):
+        for name, allowed in (("method", OFFERED), ("positions", POSITIONS)):
             if getattr(self, name) not in allowed:
                 found[name] = _one_of(name, getattr(self, name), allowed)
         if not found and self.budget + self.buffer > limit and self.method != BASELINE:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from lib.measure.limits import Machine, decoding_work, least_seconds
+from lib.measure.limits import decoding_work, least_seconds
+from lib.measure.machine import Machine
 from lib.measure.stats import by_position, log_edges, ppl_ci, ppl_ratio_ci, stretches
 
 from .reading import Look

@@ -1,37 +1,23 @@
-"""The explorer's page: controls and linked views, drawn in the browser (`page.js`) from numbers.
+"""The explorer: what happens when a control is moved or a button is pressed.
 
 The kernel answers every change with what it knows, and a `Worker` computes the rest behind it.
 """
 
-import os
-import threading
 from collections.abc import Iterator
-from dataclasses import asdict
-from functools import cache
-from pathlib import Path
 
-import anywidget
 import torch
-import traitlets
 
 from lib.load.models import load_model
-from lib.measure.limits import Machine, measure_machine
-from lib.names import display_name
 
 from . import views, writing
+from .page import OF_STEP, OF_TEXT, Page, machine
 from .session import Session
-from .setting import METHODS, MOST_BUFFER, MOST_SINKS, Setting, lines_of, place_errors
+from .setting import Setting, lines_of, place_errors
 from .text import TYPED, text_errors, text_tokens
 from .worker import Worker
 
-HERE = Path(__file__).parent
-OF_TEXT = ("model", "text", "typed", "offset", "seq_len")
-OF_SETTING = ("method", "start_size", "recent_size", "buffer", "positions")
-OF_STEP = ("step", "layer", "head")
-HEADLESS = "*Here the controls stand when the notebook is open in JupyterLab: `make lab`.*"
 
-
-class ExplorerWidget(anywidget.AnyWidget):
+class ExplorerWidget(Page):
     """What JupyterLab, Voila and VS Code show of a `Session`; `notebook` is for the papermill line.
 
     `where` is what the other controls begin with: model, text, typed, offset, seq_len; step, layer
@@ -40,81 +26,26 @@ class ExplorerWidget(anywidget.AnyWidget):
     shown. A setting that is overtaken by a newer one is dropped at its next chunk.
     """
 
-    _esm = HERE / "page.js"
-    _css = HERE / "page.css"
-    controls = traitlets.Dict().tag(sync=True)
-    choices = traitlets.Dict().tag(sync=True)
-    text = traitlets.Dict().tag(sync=True)
-    views = traitlets.Dict().tag(sync=True)
-
     def __init__(self, session: Session, setting: Setting, where: dict, notebook: str = ""):
-        controls = {"seq": 0} | where | asdict(setting)
-        self._lock = threading.Lock()
-        self._models = {controls["model"]: (session.model, session.tokenizer)}
-        self._session, self._notebook, self._machine = session, notebook, None
+        super().__init__(session, setting, where, notebook)
+        self._models = {self.controls["model"]: (session.model, session.tokenizer)}
+        self._loaded = tuple(self.controls[name] for name in OF_TEXT)  # what the session is of
         self._pins: list[dict] = []
         self.begun: list[Setting] = []  # what was computed, and what of it to the end
         self.ended: list[Setting] = []
-        self._loaded = tuple(controls[name] for name in OF_TEXT)  # what the session is of
-        self._adjusting = False  # whether it is the kernel that moves controls
         self._answering = None  # number of the change that the worker is at
+        self._moved = ""  # controls that a shorter text or a smaller model has moved
         self._worker = Worker(self._failed, self._when_idle)
-        methods = {name: display_name(name) for name in METHODS}
-        choices = {"methods": methods, "most_sinks": MOST_SINKS, "most_buffer": MOST_BUFFER}
-        super().__init__(
-            controls=controls,
-            choices=choices,
-            views={"pins": [], "errors": {}, "status": {"state": "computing", "text": ""}},
-        )
-        self._show_session()
         self.on_msg(self._on_message)
         self.observe(self._changed, names="controls")
-        self.live = "KVLAB_NOTEBOOK" not in os.environ  # somebody looks, as in lib/progress.py
         if self.live:
             self._begin()
-
-    def _repr_mimebundle_(self, **kwargs):
-        """The page; where a notebook runs headless, a sentence in its place."""
-        if not self.live:
-            return {"text/markdown": HEADLESS, "text/plain": HEADLESS}
-        return super()._repr_mimebundle_(**kwargs)
-
-    def set(self, **controls) -> None:
-        """Move some of the controls."""
-        self.controls = self.controls | controls
-
-    def _adjust(self, **controls) -> None:
-        """Move some of the controls to what is there, which asks for nothing."""
-        self._adjusting = True
-        self.set(**controls)
-        self._adjusting = False
 
     def wait(self, seconds: float = 60) -> dict:
         """The views when all that was asked for is shown; TimeoutError if that takes longer."""
         if not self._worker.wait(seconds):
             raise TimeoutError(f"still computing after {seconds} s")
         return self.views
-
-    @property
-    def setting(self) -> Setting:
-        """What the controls say now."""
-        return Setting(**{name: self.controls[name] for name in OF_SETTING})
-
-    def _show(self, only_for: Setting | None = None, **news) -> None:
-        """Put `news` in the views, from either thread; none `only_for` a setting that has gone."""
-        with self._lock:
-            if only_for is None or only_for == self.setting:
-                self.views = self.views | news
-
-    def _show_session(self) -> None:
-        layers, heads = self._session.shape
-        limit, length = self._session.limit, len(self._session.tokens)
-        sizes = {"layers": layers, "heads": heads, "limit": limit, "length": length}
-        self.choices = self.choices | sizes
-        self.text = {"pieces": self._session.pieces()}
-
-    def _status(self, state: str, text: str, done: int = 0, total: int = 0) -> None:
-        self._show(status={"state": state, "text": text, "done": done, "total": total})
 
     # --- what the page says -------------------------------------------------------------------
 
@@ -123,6 +54,7 @@ class ExplorerWidget(anywidget.AnyWidget):
         names = {x for x in change.new if change.new[x] != (change.old or {}).get(x)} - {"seq"}
         if not names or self._adjusting:
             return
+        self._moved = ""
         if names & set(OF_TEXT):
             self._load()
         elif names <= set(OF_STEP):
@@ -165,7 +97,7 @@ class ExplorerWidget(anywidget.AnyWidget):
         )
         return bool(errors)
 
-    # --- jobs, which run in the worker's thread ---------------------------------------------------
+    # --- jobs, which run in the worker's thread, and what asks for them -------------------------
 
     def _begin(self) -> None:
         """Show what is known of a new setting, and compute the rest."""
@@ -181,7 +113,7 @@ class ExplorerWidget(anywidget.AnyWidget):
         if len(known) < len(lines):
             self._status("computing", setting.label)
         else:
-            self._status("done", "")
+            self._status("done", self._moved)
         return self._worker.ask(self._compute)
 
     def _turn_to_step(self) -> None:
@@ -255,7 +187,7 @@ class ExplorerWidget(anywidget.AnyWidget):
                 self._models = {name: load_model(name)}  # one at a time: they are large
             yield
             model, tokenizer = self._models[name]
-            part = "text"
+            part = "typed" if of_text[0] == TYPED else "text"
             tokens = text_tokens(tokenizer, *of_text)
         except (ValueError, OSError) as error:
             self._show(errors={part: " ".join(str(error).split())}, settled=self._answering)
@@ -269,8 +201,11 @@ class ExplorerWidget(anywidget.AnyWidget):
         most = {"step": len(tokens) - 1, "layer": layers - 1, "head": heads - 1}
         limit = self._session.limit - self.controls["start_size"] - self.controls["buffer"]
         most["recent_size"] = limit
-        fitting = {x: min(self.controls[x], high) for x, high in most.items()}
+        fitting = {x: high for x, high in most.items() if self.controls[x] > high}
         self._adjust(**fitting)
+        shown = {"recent_size": "window"}
+        moved = (f"{shown.get(x, x)} moved to {to:,}" for x, to in fitting.items())
+        self._moved = ", ".join(moved)
         self._show(pins=[], curves={}, writing=None)
         self._begin()
 
@@ -293,41 +228,6 @@ class ExplorerWidget(anywidget.AnyWidget):
             yield
         yield from self._compute()  # what writing has overtaken
 
-    # --- what is shown --------------------------------------------------------------------------
-
-    @staticmethod
-    def _curve(line: Setting, nll: torch.Tensor, done: int) -> dict:
-        return views.curve(nll, done) | {"label": line.label}
-
-    def _code(self, setting: Setting) -> dict[str, str]:
-        """The setting as a line of Python and as one for a terminal."""
-        names = ("model", "text", "offset", "seq_len", *OF_STEP)
-        more = {name: self.controls[name] for name in names}
-        line = setting.papermill(self._notebook, more)
-        if self.controls["text"] == TYPED:
-            line = (
-                "papermill reads no typed text: save it as a .txt file, and give its path as text"
-            )
-        return {"python": setting.code(), "papermill": line}
-
-    def _shown_weights(self) -> bool:
-        """Whether the attention that is shown is that of the controls."""
-        shown, controls = self.views.get("attention") or {}, self.controls
-        same = all(shown.get(name) == controls[name] for name in OF_STEP)
-        return same and shown.get("weights") is not None and shown["label"] == self.setting.label
-
-    def _show_step(self) -> None:
-        """Attention and cost at the step; where nothing is known yet the old ones, marked so."""
-        setting, (step, layer, head) = self.setting, (self.controls[x] for x in OF_STEP)
-        look = self._session.known_look(setting, step)
-        shown = views.attention(setting, step, look, layer, head)
-        if shown is None:
-            shown = (self.views.get("attention") or {"tokens": [], "weights": None}) | {"old": True}
-        else:
-            shown |= {"label": setting.label}
-        money = views.cost(self._session.model, setting, step, look, self._machine)
-        self._show(attention=shown, cost=money, code=self._code(setting))
-
     def _failed(self, error: Exception) -> None:
         """A job ended with an error: said in one sentence."""
         self._status("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
@@ -335,14 +235,8 @@ class ExplorerWidget(anywidget.AnyWidget):
     def _when_idle(self) -> None:
         """All is shown that was asked for."""
         if self.views["status"]["state"] in ("computing", "writing"):
-            self._status("done", "")
+            self._status("done", self._moved)
         self._show(settled=self._answering)
         if self._machine is None:
             self._machine = machine(self._session.model.device, self._session.model.dtype)
             self._show_step()
-
-
-@cache
-def machine(device: torch.device, dtype: torch.dtype) -> Machine:
-    """What this machine can read and multiply, measured once."""
-    return measure_machine(device, dtype, seconds=0.2)

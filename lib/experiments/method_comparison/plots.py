@@ -48,7 +48,7 @@ def quality_vs_budget(table: pd.DataFrame, groups: Sequence[str], label: str) ->
     for length, ax in zip(lengths, axes[0], strict=True):
         quality_by_budget(ax, table[table.length == length], groups)
         ax.set_title(f"{length:,} tokens", fontsize=12, weight="normal")
-    axes[0, len(lengths) // 2].set_xlabel(label, fontsize=12)
+    fig.supxlabel(label, fontsize=12)
     handles, names = axes[0, -1].get_legend_handles_labels()  # the longest texts exceed all budgets
     names = [f"budget {name}" for name in names]
     fig.legend(handles, names, loc="outside lower center", ncols=5, fontsize=10)
@@ -62,9 +62,11 @@ def quality_by_budget(ax: Axes, part: pd.DataFrame, groups: Sequence[str]) -> No
     """
     budgets = sorted(part.budget[np.isfinite(part.budget)].unique())
     offsets = np.linspace(-0.22, 0.22, len(budgets)) if len(budgets) > 1 else [0]
+    alone = part.groupby("group").budget.nunique() == 1  # on the line of its name
     for budget, offset, color in zip(budgets, offsets, BUDGET_COLORS, strict=False):
         own = part[(part.budget == budget) & part.group.isin(groups)]
-        own = own.assign(height=[groups.index(group) + offset for group in own.group])
+        heights = [groups.index(x) + (0 if alone[x] else offset) for x in own.group]
+        own = own.assign(height=heights)
         look = {"color": color, "markersize": 5, "elinewidth": 1.2, "label": f"{budget:.0f}"}
         points(ax, own, "ratio", "height", **look)
     ax.axvline(1, color=BLACK, linewidth=1, linestyle=":")
@@ -123,6 +125,20 @@ def leading(timed: pd.DataFrame) -> pd.Series:
     """The row of lowest perplexity at the longest length, but for dense attention."""
     far = timed[(timed.length == timed.length.max()) & (timed.group != BASELINE)]
     return far.loc[far.ppl.idxmin()]
+
+
+def level_against_base(level: pd.DataFrame, base: str, column: str, word: str) -> str:
+    """The rows of lowest perplexity that are not told apart, and the span of what they cost.
+
+    `against_base` where it is one row; `column` is the cost's, `word` what it is called.
+    """
+    if len(level) == 1:
+        return against_base(level.iloc[0], base, {column: word})
+    cost, first = 1 + level[f"{column}_change_%"] / 100, level.iloc[0]
+    return (
+        f"{first.length:,} tokens, {first.budget:.0f} kept: the {len(level)} lowest perplexities "
+        f"are not told apart; {word} {cost.min():.2f} to {cost.max():.2f} of {base}"
+    )
 
 
 def against_base(row: pd.Series, base: str, costs: Mapping[str, str]) -> str:
@@ -197,20 +213,32 @@ def number_front(ax: Axes, front: pd.DataFrame, column: str, gap: float = 16) ->
         ax.annotate(", ".join(str(x + 1) for x in numbers), (row[column], row.ratio), **look)
 
 
-def heatmaps(table: pd.DataFrame, groups: Sequence[str], titles: Mapping[str, str]) -> Figure:
-    """A `heatmap` for each column of `titles`, as wide as its lengths need."""
+def heatmaps(
+    table: pd.DataFrame, groups: Sequence[str], titles: Mapping[str, str], lowest: pd.DataFrame
+) -> Figure:
+    """A `heatmap` for each column of `titles`, as wide as its lengths need.
+
+    In the first one the rows `lowest` (length, budget, group) are bold.
+    """
     lengths = [table.dropna(subset=column).length.nunique() for column in titles]
     look = {"figsize": (WIDTH, 0.27 * len(groups) + 1.9), "layout": "constrained"}
     fig, axes = subplots(1, len(titles), sharey=True, squeeze=False, width_ratios=lengths, **look)
     for ax, (column, title) in zip(axes[0], titles.items(), strict=True):
-        heatmap(ax, table, column, groups, title)
+        heatmap(ax, table, column, groups, title, lowest if ax is axes[0, 0] else lowest[:0])
     return fig
 
 
-def heatmap(ax: Axes, table: pd.DataFrame, column: str, groups: Sequence[str], title: str) -> None:
+def heatmap(
+    ax: Axes,
+    table: pd.DataFrame,
+    column: str,
+    groups: Sequence[str],
+    title: str,
+    bold: pd.DataFrame,
+) -> None:
     """`column` in numbers, and as a colour on a log scale about 1: groups by length and budget.
 
-    The lowest number of each length and budget is bold; gaps part the lengths.
+    Rows `bold` (length, budget, group) are so; gaps part the lengths.
     """
     kept = table[table.group.isin(groups)].dropna(subset=column)
     grid = kept.pivot(index="group", columns=["length", "budget"], values=column)
@@ -219,9 +247,13 @@ def heatmap(ax: Axes, table: pd.DataFrame, column: str, groups: Sequence[str], t
     norm = LogNorm(np.exp(-far), np.exp(far))
     look = {"annot_kws": {"fontsize": 9}, "linewidths": 0.5, "cmap": "RdBu_r", "cbar": False}
     sns.heatmap(grid, ax=ax, annot=True, fmt=".2f", norm=norm, **look)
-    lowest = {(grid.columns.get_loc(c) + 0.5, groups.index(grid[c].idxmin()) + 0.5) for c in grid}
+    places = {
+        (grid.columns.get_loc((x.length, x.budget)) + 0.5, groups.index(x.group) + 0.5)
+        for x in bold.itertuples()
+        if (x.length, x.budget) in grid and x.group in groups
+    }
     for number in ax.texts:
-        number.set_weight("bold" if number.get_position() in lowest else "normal")
+        number.set_weight("bold" if number.get_position() in places else "normal")
     lengths = [length for length, _ in grid]
     starts = [place for place, length in enumerate(lengths) if length not in lengths[:place]]
     ax.vlines(starts[1:], 0, len(groups), color="white", linewidth=5)

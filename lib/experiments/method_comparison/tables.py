@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from lib.measure.perplexity import Evaluation
-from lib.measure.rows import budget_of, split_names
+from lib.measure.rows import budget_of, group_of, split_names
 from lib.measure.stats import (
     over_medians,
     ppl_ci,
@@ -100,6 +100,17 @@ def lead_table(
         lead |= {"as_good": ", ".join(as_good), "n_texts": len(own[best])}
         rows.append(lead)
     return pd.DataFrame(rows)
+
+
+def level_rows(leads: pd.DataFrame) -> pd.DataFrame:
+    """The best row of each length and budget in a `lead_table`, and those that are as good.
+
+    Columns `length`, `budget`, `method`, `group`.
+    """
+    names = leads.assign(method=[[x.best, *x.as_good.split(", ")] for x in leads.itertuples()])
+    names = names.explode("method")
+    names = names[names.method != ""][["length", "budget", "method"]]
+    return names.assign(group=names.method.map(group_of)).reset_index(drop=True)
 
 
 def lead_of(

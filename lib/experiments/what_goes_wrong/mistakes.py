@@ -4,15 +4,13 @@ Each is a cache or a compressor that does one thing wrong; its docstring names i
 compared with is in `cases.py`, and how in `runs.py`.
 """
 
-from dataclasses import dataclass
-
 import torch
 
 from lib.cache.baseline import OriginalPositions, held_lengths
 from lib.cache.compressed import CompressedCache
 from lib.cache.step import additive
 from lib.compressors import Compressor
-from lib.compressors.base import Held, key_norms
+from lib.compressors.base import Around, Held, key_norms
 from lib.compressors.functions import compress
 from lib.require import require
 
@@ -126,8 +124,7 @@ class LengthOfLayer0(CompressedCache):
         return super().step(n, device, *args, **kwargs) | {"position_ids": position_ids}
 
 
-@dataclass
-class Unsorted(Compressor):
+class Unsorted(Around):
     """Mistake: what `topk` gives is not sorted, so the cache holds its tokens by score.
 
     Lowest norms come first. At the next cut the last places are not the recent tokens, and the
@@ -135,16 +132,8 @@ class Unsorted(Compressor):
     positions are shuffled at once.
     """
 
-    name = "unsorted"
-    paper = "none"
-    inner: Compressor
-
-    @property
-    def budget(self) -> int | None:
-        return self.inner.budget
-
     def keep(self, held: Held) -> torch.Tensor | None:
-        index = self.inner.keep(held)
+        index = super().keep(held)
         if index is None:
             return None
         norms = key_norms(held.keys)

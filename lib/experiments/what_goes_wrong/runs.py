@@ -17,7 +17,7 @@ from lib.cache.checks import check_ids
 from lib.cache.compressed import CompressedCache
 from lib.compressors import Compressor
 from lib.measure.perplexity import feed
-from lib.measure.stats import ppl_ci, ppl_ratio_ci, ratio_table, summarise, with_interval
+from lib.measure.stats import ppl_ci, ratio_table, summarise
 from lib.progress import progress
 
 from .cases import Case
@@ -152,19 +152,6 @@ def told_apart(table: pd.DataFrame) -> dict[str, list[str]]:
     verdicts = {"worse": worse, "better": better, "equal": equal}
     verdicts["not told apart"] = ~(worse | better | equal)
     return {verdict: table.mistake[which].tolist() for verdict, which in verdicts.items()}
-
-
-def ratio_by_position(nll: torch.Tensor, right: torch.Tensor, edges: np.ndarray) -> pd.DataFrame:
-    """Perplexity of `nll` over that of `right`, (texts, tokens) both, between consecutive `edges`.
-
-    Columns `position` (middle, geometric), `ratio`, `ratio_low`, `ratio_high`, paired by text.
-    """
-    rows = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
-        row = {"position": float(np.sqrt(max(low, 1) * high))}
-        estimate = ppl_ratio_ci(nll[:, low:high], right[:, low:high])
-        rows.append(row | with_interval("ratio", estimate))
-    return pd.DataFrame(rows)
 
 
 def by_chunk(

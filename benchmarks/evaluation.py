@@ -1,0 +1,80 @@
+"""The pace of exact evaluation by method, beside sinks + window in the same chunks.
+
+    python benchmarks/evaluation.py
+
+Methods that look at keys or attention cut once per chunk; so does the lazy window they are held
+against, which does nothing else. Writes the table `evaluation` under results/.
+"""
+
+import argparse
+import random
+import time
+
+import pandas as pd
+from decoding import LOOKING
+
+from lib import evaluate, load_model, load_tokens, save_table
+from lib.measure.limits import evaluation_flops
+from lib.measure.machine import measure_machine
+from lib.measure.rows import buffers_of, rows_of
+from lib.measure.stats import over_medians, summarise
+from lib.progress import progress
+from lib.results.provenance import machine_line, run_by_script
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["reference", "smollm2"])
+    parser.add_argument("--chunks", nargs="+", type=int, default=[64, 512], help="tokens")
+    parser.add_argument("--cache", type=int, default=512, help="budget in tokens")
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--repeats", type=int, default=5)
+    return parser
+
+
+def measure(name: str, options: argparse.Namespace) -> pd.DataFrame:
+    """One row per method, chunk and repeat; in each repeat another order, the first warms up."""
+    model, tokenizer = load_model(name)
+    ids = load_tokens("docs", tokenizer, options.tokens)
+    flops, gemm = evaluation_flops(model, len(ids), options.cache), measure_machine().gemm
+    kinds = {"include_baseline": False, "include_recent_only": False}
+    methods = rows_of(["streaming", "streaming_lazy", *LOOKING], [options.cache], **kinds)
+    cells, rows = [(chunk, x) for chunk in options.chunks for x in methods], []
+    runs = [
+        (n, cell)
+        for n in range(-1, options.repeats)
+        for cell in random.Random(n).sample(cells, len(cells))
+    ]
+    for repeat, (chunk, method) in progress(runs, desc=name):
+        began = time.perf_counter()
+        evaluate(model, ids, methods[method], chunk, buffer=buffers_of(methods, chunk)[method])
+        pace = len(ids) / (time.perf_counter() - began)
+        share = 100 * pace * flops / len(ids) / gemm
+        rows.append((name, chunk, method, repeat, pace, share))
+    columns = ["model", "chunk_size", "method", "repeat", "tokens_per_s", "gemm_share_%"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table[table.repeat >= 0]
+
+
+def main() -> None:
+    parser = arguments()
+    options = parser.parse_args()
+    run_by_script("benchmarks/evaluation.py", parser, options)
+    runs = pd.concat([measure(name, options) for name in options.models], ignore_index=True)
+    place = ["model", "chunk_size"]
+    runs = runs.sort_values([*place, "method"])
+    table = summarise(runs, [*place, "method"], ["tokens_per_s", "gemm_share_%"])
+    lazy = table[table.method == f"streaming_lazy_{options.cache}"]
+    against = over_medians(table, "tokens_per_s", lazy, place)
+    against.columns = ["against_lazy", "against_lazy_q1", "against_lazy_q3"]
+    table = table.join(against)
+    caption = (
+        f"Exact evaluation of {options.tokens:,} tokens at a budget of {options.cache}, in chunks "
+        "of chunk_size: tokens/s, the same over that of lazy sinks + window, and the share of the "
+        f"rate of matrix products. Medians and quartiles. {machine_line()}."
+    )
+    save_table(table, "evaluation", caption)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What the explorer's page shows: traits that `page.js` draws, filled from a session.
+
+Names of controls, and what is told of a step, a curve and a setting; what is computed when is the
+widget's matter (`widget.py`).
+"""
+
+import os
+import threading
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import anywidget
+import torch
+import traitlets
+
+from lib.measure.machine import Machine, measure_machine
+from lib.names import display_name
+
+from . import views
+from .session import Session
+from .setting import MOST_BUFFER, MOST_SINKS, OFFERED, Setting
+from .text import TYPED
+
+HERE = Path(__file__).parent
+OF_TEXT = ("model", "text", "typed", "offset", "seq_len")
+OF_SETTING = ("method", "start_size", "recent_size", "buffer", "positions")
+OF_STEP = ("step", "layer", "head")
+HEADLESS = "*Here the controls stand when the notebook is open in JupyterLab: `make lab`.*"
+
+
+class Page(anywidget.AnyWidget):
+    """The controls' values and the views of a `Session`; `notebook` is for the papermill line."""
+
+    _esm = HERE / "page.js"
+    _css = HERE / "page.css"
+    controls = traitlets.Dict().tag(sync=True)
+    choices = traitlets.Dict().tag(sync=True)
+    text = traitlets.Dict().tag(sync=True)
+    views = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, session: Session, setting: Setting, where: dict, notebook: str):
+        self._lock = threading.Lock()
+        self._session, self._notebook, self._machine = session, notebook, None
+        self._adjusting = False  # whether it is the kernel that moves controls
+        self.live = "KVLAB_NOTEBOOK" not in os.environ  # somebody looks, as in lib/progress.py
+        methods = {name: display_name(name) for name in OFFERED}
+        super().__init__(
+            controls={"seq": 0} | where | asdict(setting),
+            choices={"methods": methods, "most_sinks": MOST_SINKS, "most_buffer": MOST_BUFFER},
+            views={"pins": [], "errors": {}, "status": {"state": "computing", "text": ""}},
+        )
+        self._show_session()
+
+    def _repr_mimebundle_(self, **kwargs):
+        """The page; where a notebook runs headless, a sentence in its place."""
+        if not self.live:
+            return {"text/markdown": HEADLESS, "text/plain": HEADLESS}
+        return super()._repr_mimebundle_(**kwargs)
+
+    def set(self, **controls) -> None:
+        """Move some of the controls."""
+        self.controls = self.controls | controls
+
+    def _adjust(self, **controls) -> None:
+        """Move some of the controls to what is there, which asks for nothing."""
+        self._adjusting = True
+        self.set(**controls)
+        self._adjusting = False
+
+    @property
+    def setting(self) -> Setting:
+        """What the controls say now."""
+        return Setting(**{name: self.controls[name] for name in OF_SETTING})
+
+    def _show(self, only_for: Setting | None = None, **news) -> None:
+        """Put `news` in the views, from either thread; none `only_for` a setting that has gone."""
+        with self._lock:
+            if only_for is None or only_for == self.setting:
+                self.views = self.views | news
+
+    def _show_session(self) -> None:
+        layers, heads = self._session.shape
+        limit, length = self._session.limit, len(self._session.tokens)
+        sizes = {"layers": layers, "heads": heads, "limit": limit, "length": length}
+        self.choices = self.choices | sizes
+        self.text = {"pieces": self._session.pieces()}
+
+    def _status(self, state: str, text: str, done: int = 0, total: int = 0) -> None:
+        self._show(status={"state": state, "text": text, "done": done, "total": total})
+
+    @staticmethod
+    def _curve(line: Setting, nll: torch.Tensor, done: int) -> dict:
+        return views.curve(nll, done) | {"label": line.label}
+
+    def _code(self, setting: Setting) -> dict[str, str]:
+        """The setting as a line of Python and as one for a terminal."""
+        names = ("model", "text", "offset", "seq_len", *OF_STEP)
+        more = {name: self.controls[name] for name in names}
+        line = setting.papermill(self._notebook, more)
+        if self.controls["text"] == TYPED:
+            line = (
+                "papermill reads no typed text: save it as a .txt file, and give its path as text"
+            )
+        return {"python": setting.code(), "papermill": line}
+
+    def _shown_weights(self) -> bool:
+        """Whether the attention that is shown is that of the controls."""
+        shown, controls = self.views.get("attention") or {}, self.controls
+        same = all(shown.get(name) == controls[name] for name in OF_STEP)
+        return same and shown.get("weights") is not None and shown["label"] == self.setting.label
+
+    def _show_step(self) -> None:
+        """Attention and cost at the step; where nothing is known yet the old ones, marked so."""
+        setting, (step, layer, head) = self.setting, (self.controls[x] for x in OF_STEP)
+        look = self._session.known_look(setting, step)
+        shown = views.attention(setting, step, look, layer, head)
+        if shown is None:
+            shown = (self.views.get("attention") or {"tokens": [], "weights": None}) | {"old": True}
+        else:
+            shown |= {"label": setting.label}
+        money = views.cost(self._session.model, setting, step, look, self._machine)
+        self._show(attention=shown, cost=money, code=self._code(setting))
+
+
+@cache
+def machine(device: torch.device, dtype: torch.dtype) -> Machine:
+    """What this machine can read and multiply, measured once."""
+    return measure_machine(device, dtype, seconds=0.2)
