@@ -4,7 +4,8 @@
     python benchmarks/texts.py "WikiText-2"=wikitext "a novel"=novel.txt
 
 A text is what `load_tokens` takes, under a name of yours; "wikitext" and "pg19" need the hub.
-Writes `tables/texts.csv`, `texts_sinks.csv` and `texts_first_token.csv`, each with its `.md`.
+Writes `tables/texts.csv`, `texts_sinks.csv`, `texts_first_token.csv` and `texts_literature.csv`,
+each with its `.md`.
 """
 
 import argparse
@@ -21,13 +22,16 @@ from lib import (
     load_tokens,
     save_table,
 )
+from lib.experiments.method_comparison.literature import LITERATURE, LOSS, literature_table
 from lib.load.texts import texts_of
 from lib.measure.attention_maps import heads_with_sink, sink_strength
+from lib.measure.quality import quality
+from lib.measure.rows import BASELINE, at_budget, budget_of, group_of
 from lib.measure.stats import mean_ci, ppl_ratio_ci, ratio_table, with_interval
 from lib.progress import progress
 from lib.results.provenance import run_by_script
 
-TABLES = ("texts", "texts_sinks", "texts_first_token")
+TABLES = ("texts", "texts_sinks", "texts_first_token", "texts_literature")
 FIRST_TOKENS = ("<|endoftext|>", "<|im_start|>")  # tried in front of a text, where there are such
 
 
@@ -83,6 +87,13 @@ def first_tokens(model, tokenizer, texts: torch.Tensor, cache: int) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
+def literature(model, texts: torch.Tensor) -> pd.DataFrame:
+    """What is reported of methods at 2,024 tokens, beside `texts` (N, T), as `04` has it."""
+    names = sorted({one.method for one in LITERATURE})
+    rows = {name: at_budget(group_of(name), int(budget_of(name))) for name in names}
+    return literature_table(quality(model, texts, {BASELINE: None} | rows))
+
+
 def main() -> None:
     parser = arguments()
     options = parser.parse_args()
@@ -96,6 +107,7 @@ def main() -> None:
         "texts_first_token": lambda cut: first_tokens(
             model, tokenizer, cut[:, :512], options.cache // 2
         ),
+        "texts_literature": lambda cut: literature(model, cut[:, :2024]),
     }
     tables = {name: [] for name in options.tables}
     for name, text in progress(named.items(), desc="texts"):
@@ -113,6 +125,9 @@ def main() -> None:
         "texts_sinks": "Heads with a sink at the first token (attention above 0.3), 256 tokens",
         "texts_first_token": "Perplexity of 511 tokens behind a special first token over that "
         "behind none, of all of them and of those behind token 200",
+        "texts_literature": "Reported changes beside those on other texts, 2,024 tokens, in "
+        f"percent; holds: the interval lies on their side of 0 (for less than {LOSS:.0f}%: within "
+        f"{LOSS:.0f}% of 0)",
     }
     for name, parts in tables.items():
         table = pd.concat(parts)

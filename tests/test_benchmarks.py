@@ -8,6 +8,7 @@ import sys
 import pandas as pd
 import pytest
 
+from lib.experiments.method_comparison.literature import LITERATURE
 from lib.load.docstrings import docs_text
 from lib.paths import ROOT
 
@@ -36,3 +37,6 @@ def test_other_texts(tmp_path):
     assert ways.ratio["recent_only"] > 1
     heads = pd.read_csv(tmp_path / "results" / "tables" / "texts_sinks.csv")
     assert heads["heads_%"].between(1, 50).all()
+    reported = pd.read_csv(tmp_path / "results" / "tables" / "texts_literature.csv")
+    assert len(reported) == len(LITERATURE)
+    assert (reported.verdict != "not run").all()

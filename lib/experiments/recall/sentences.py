@@ -46,16 +46,12 @@ def hidden(methods: pd.DataFrame, dense: pd.Series) -> pd.DataFrame:
 
 def price_title(methods: pd.DataFrame, dense: pd.Series) -> str:
     """What perplexity hides, of the same rows as in `copying_title`."""
-    near = (methods.ratio < NEAR).sum()
-    title = (
-        f"With {dense.budget:,} tokens kept {near} of {len(methods)} methods stay within 25% of "
-    )
-    title += "dense attention's perplexity"
+    near = ", ".join(map(display_name, methods.group[methods.ratio < NEAR])) or "no method"
+    title = f"{dense.budget:,} tokens kept, within 25% of dense attention's perplexity: {near}"
     if dense["accuracy_%"] == 0:
-        return f"{title}, which itself copies nothing from beyond them"
-    if near == 0:
-        return title
-    return f"{title}; {len(hidden(methods, dense))} of these {near} copy less than a fifth as much"
+        return f"{title}; dense attention itself copies nothing from beyond them"
+    few = ", ".join(map(display_name, hidden(methods, dense).group))
+    return f"{title}; of these copy less than a fifth as much: {few}" if few else title
 
 
 def agreement(methods: pd.DataFrame) -> str:
