@@ -22,7 +22,7 @@ def display_name(name: str) -> str:
 
     Methods without a label are called as their rows are: `tova_512`.
     """
-    group, budget = _split(name)
+    group, budget = split_row(name)
     label = LABELS.get(_of_group(group))
     return f"{label} {budget}".rstrip() if label else name
 
@@ -49,11 +49,11 @@ def interval_of(table: pd.DataFrame, column: str) -> list[str]:
 
 def method_of(name: str) -> str:
     """The method of a row or of a group: its own name, or the one whose short form begins it."""
-    return _of_group(_split(name)[0])
+    return _of_group(split_row(name)[0])
 
 
-def _split(name: str) -> tuple[str, str]:
-    """A row's group and its budget, the whole number at the end: ("streaming", "512")."""
+def split_row(name: str) -> tuple[str, str]:
+    """A row's group and its budget, the whole number at the end, if any: ("streaming", "512")."""
     return re.fullmatch(r"(.+?)(?:_(\d+))?", name or "-").groups("")
 
 

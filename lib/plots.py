@@ -200,6 +200,11 @@ def plain_log(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def thousands(axis: Axis) -> None:
+    """Labels such as 20,000."""
+    axis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+
+
 def figure_title(fig: Figure, text: str) -> None:
     """A title over all panels, in the place and weight of a single panel's; long ones wrap."""
     fig.suptitle(textwrap.fill(text, 74), x=0.02, ha="left", fontsize=13, weight="bold")

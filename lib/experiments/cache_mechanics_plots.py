@@ -19,6 +19,7 @@ from lib.plots import (
     label_line_ends,
     method_color,
     subplots,
+    thousands,
 )
 
 from .cache_mechanics import Followed
@@ -97,10 +98,10 @@ def cache_lengths(traced: pd.DataFrame, first: int) -> Figure:
         top.plot(part.step, part.held, **look)
         bottom.plot(part.step, part.evictions, **look)
     top.set_yscale("log", base=2)
-    top.yaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    thousands(top.yaxis)
     top.set(ylabel="tokens held", ylim=(first, None))
     bottom.set_yscale("symlog", linthresh=1)  # from none, which dense attention stays at
-    bottom.yaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    thousands(bottom.yaxis)
     last = traced.step.max()
     bottom.set(xlabel="step (tokens fed)", ylabel="evictions so far", xlim=(first, last))
     bottom.set_ylim(0, None)

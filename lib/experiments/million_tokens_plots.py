@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lib.plots import BLACK, WIDTH, method_color, plain_log, points, subplots
+from lib.plots import BLACK, WIDTH, method_color, plain_log, points, subplots, thousands
 
 
 def stream(along: pd.DataFrame) -> Figure:
@@ -20,7 +20,7 @@ def stream(along: pd.DataFrame) -> Figure:
     bottom.plot(along.position, along.cache_mib, color=color, label="cache")
     bottom.set(xlabel="position in the stream (tokens)", ylabel="memory (MiB)")
     plain_log(bottom.yaxis)
-    bottom.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    thousands(bottom.xaxis)
     bottom.locator_params(axis="x", nbins=5)
     bottom.legend()
     return fig

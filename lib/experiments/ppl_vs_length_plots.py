@@ -18,6 +18,7 @@ from lib.plots import (
     plain_log,
     points,
     subplots,
+    thousands,
 )
 
 from .ppl_vs_length import rolling_nll
@@ -56,7 +57,7 @@ def rolling(
     for ax, unit in ((top, "NLL (nats per token)"), (bottom, "difference (nats)")):
         ax.set_ylabel(unit)
         label_line_ends(ax, gap=0.1)
-    bottom.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    thousands(bottom.xaxis)
     bottom.set_xlabel(f"position in the text (tokens; mean of the last {width})")
     return fig
 
@@ -104,7 +105,7 @@ def stream(flat: pd.DataFrame) -> Figure:
     for name, part in flat.groupby("method", sort=False):
         method_band(top, part, "position", "ppl", name)
         method_band(bottom, part, "position", "ratio", name)
-    bottom.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    thousands(bottom.xaxis)
     bottom.locator_params(axis="x", nbins=5)
     plain_log(bottom.yaxis)
     bottom.set(xlabel="position in the stream (tokens)", ylabel="ratio to\nsinks + window")
@@ -122,7 +123,7 @@ def _two_panels(height: float) -> tuple[Figure, tuple[Axes, Axes]]:
 def _log_axes(top: Axes, bottom: Axes, label: str) -> None:
     """Perplexity and its ratio to sinks + window over tokens, all log axes with plain numbers."""
     bottom.set_xscale("log", base=2)
-    bottom.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    thousands(bottom.xaxis)
     for ax, unit in ((top, "perplexity"), (bottom, "ratio to\nsinks + window")):
         plain_log(ax.yaxis)
         ax.set_ylabel(unit)

@@ -1,16 +1,15 @@
 """The rows of a comparison, such as `streaming_512`: their methods, and how each is fed and cut."""
 
-import re
 from collections.abc import Sequence
 
 import pandas as pd
 
 from lib.cache.baseline import LARGE_CHUNK, any_chunk, streams
 from lib.compressors import ROWS, Compressor, L2Compress
+from lib.names import split_row
 from lib.require import require
 
 BASELINE = "baseline"
-_WITH_BUDGET = re.compile(r"(.+)_(\d+)")
 
 
 def at_budget(
@@ -42,9 +41,9 @@ def rows_of(
     """
     rows: dict[str, Compressor | None] = {BASELINE: None} if include_baseline else {}
     for name in (*(["recent_only"] if include_recent_only else []), *methods):
-        named = _WITH_BUDGET.fullmatch(name)
-        if name not in ROWS and named is not None:
-            chosen = [(named[1], int(named[2]))]
+        group, budget = split_row(name)
+        if name not in ROWS and budget:
+            chosen = [(group, int(budget))]
         else:
             chosen = [(name, budget) for budget in budgets]
         for group, budget in chosen:
@@ -56,14 +55,12 @@ def rows_of(
 
 def group_of(name: str) -> str:
     """The group of a row: `streaming` of `streaming_512`."""
-    named = _WITH_BUDGET.fullmatch(name)
-    return name if named is None else named[1]
+    return split_row(name)[0]
 
 
 def budget_of(name: str) -> float:
     """The budget of a row: 512.0 of `streaming_512`; infinite for dense."""
-    named = _WITH_BUDGET.fullmatch(name)
-    return float("inf") if named is None else float(named[2])
+    return float(split_row(name)[1] or "inf")
 
 
 def keeps_budget(method: Compressor | None) -> bool:

@@ -19,14 +19,19 @@ _FILES = {
 def declared_outputs(notebook: Path) -> list[str]:
     """Files a notebook says it saves, relative to the results folder; its executed copy first."""
     outputs = [f"notebooks/{notebook.name}"]
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            for node in ast.walk(ast.parse(_without_magics("".join(cell["source"])))):
-                outputs += [pattern.format(_saved_name(node)) for pattern in _patterns(node)]
+    for source in code_cells(notebook):
+        for node in ast.walk(ast.parse(without_magics(source))):
+            outputs += [pattern.format(_saved_name(node)) for pattern in _patterns(node)]
     return outputs
 
 
-def _without_magics(source: str) -> str:
+def code_cells(notebook: Path) -> list[str]:
+    """What a notebook's code cells hold."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def without_magics(source: str) -> str:
     """Python without the lines of IPython, such as `%matplotlib inline`."""
     return "\n".join(line for line in source.splitlines() if not line.startswith(("%", "!")))
 

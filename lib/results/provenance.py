@@ -72,8 +72,11 @@ def in_short(entry: dict[str, Any]) -> str:
     """A run in one line: commit, models, texts."""
     commit = (entry["commit"] or "no commit")[:7] + (", changed" if entry["dirty"] else "")
     parts = [f"KV Lab {commit}"]
-    parts += [", ".join(dict.fromkeys(model["name"] for model in entry["models"]))]
-    parts += [", ".join(dict.fromkeys(f"{x['name']} ({x['split']})" for x in entry["texts"]))]
+    models = dict.fromkeys(model["name"] for model in entry["models"])
+    # a split is one of what the reference model was trained on: it says nothing of others
+    own = models.keys() <= {"reference"}
+    texts = (f"{x['name']} ({x['split']})" if own else x["name"] for x in entry["texts"])
+    parts += [", ".join(models), ", ".join(dict.fromkeys(texts))]
     return " · ".join(part for part in parts if part)
 
 

@@ -2,7 +2,6 @@
 
 import ast
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import version
@@ -12,6 +11,7 @@ from typing import Any
 import lib
 from lib.loaded import files_hash
 from lib.paths import MODELS, ROOT
+from lib.results.declared import code_cells, without_magics
 
 # of those that compute; the last two are the default text (lib/load/docstrings.py)
 PACKAGES = ("numpy", "scipy", "pandas", "torch", "transformers", "tokenizers", "networkx", "sympy")
@@ -26,14 +26,9 @@ def version_of(notebook: Path, values: Iterable[Any]) -> str:
     """
     digest = hashlib.sha256("".join(f"{name} {version(name)}\n" for name in PACKAGES).encode())
     files = [*modules_of(notebook), *_named_files(values)]
-    parts = [*_sources(notebook), *(files_hash([path], path.parent) for path in files)]
+    parts = [*code_cells(notebook), *(files_hash([path], path.parent) for path in files)]
     digest.update("\0".join(parts).encode())
     return digest.hexdigest()[:8]
-
-
-def _sources(notebook: Path) -> list[str]:
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
 def _named_files(values: Iterable[Any]) -> list[Path]:
@@ -51,9 +46,8 @@ def _named_files(values: Iterable[Any]) -> list[Path]:
 def modules_of(notebook: Path) -> tuple[Path, ...]:
     """Files of `lib` that a notebook imports, and that these import in turn, sorted."""
     reached, waiting = set(), []
-    for source in _sources(notebook):
-        plain = "\n".join(line for line in source.splitlines() if not line.startswith(("%", "!")))
-        waiting += _imported(ast.parse(plain), ())
+    for source in code_cells(notebook):
+        waiting += _imported(ast.parse(without_magics(source)), ())
     while waiting:
         path = waiting.pop()
         if path not in reached:

@@ -11,7 +11,7 @@ from lib.measure.machine import Machine
 from lib.measure.rows import BASELINE
 from lib.measure.stats import ppl_ci, ppl_ratio_ci, stretches, with_interval
 from lib.names import display_name
-from lib.plots import BLUE, GREY, VERMILLION, WIDTH, mark, method_style, subplots
+from lib.plots import BLUE, GREY, VERMILLION, WIDTH, mark, method_style, subplots, thousands
 
 from . import views
 from .session import Session
@@ -141,7 +141,7 @@ def _draw_loss(ax: Axes, session: Session, setting: Setting, step: int) -> None:
     mark(ax, setting.budget, "cache full")
     mark(ax, step, "step")
     ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    thousands(ax.xaxis)
     ax.set_xlabel("position (tokens; bands: 95% over 16 stretches of each span)")
     ax.set_ylabel("NLL (nats)")
     ax.set_title("Mean PPL: " + ", ".join(told), fontsize=9)

@@ -19,6 +19,7 @@ from lib.plots import (
     plain_log,
     points,
     subplots,
+    thousands,
 )
 
 LOOKS = {
@@ -72,6 +73,6 @@ def not_turned(turning: pd.DataFrame, marks: Mapping[str, int]) -> Figure:
     for word, position in marks.items():
         mark(ax, position, word)
     ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    thousands(ax.xaxis)
     ax.set(xlabel="position in the text (tokens)", ylabel="perplexity, not turned / turned")
     return fig
