@@ -20,11 +20,13 @@ _SHORT = {"streaming": "streaming_llm", "l2_ratio": "l2_compress", "fix_l2": "fi
 def display_name(name: str) -> str:
     """What pages call a method or a row: "sinks + window 512" for `streaming_512`.
 
-    Methods without a label are called as their rows are: `tova_512`.
+    Methods without a label are called as their rows are: `tova_512`. What follows a comma, a way
+    to run the method, stays as it is.
     """
-    group, budget = split_row(name)
+    row, *way = name.split(", ", 1)
+    group, budget = split_row(row)
     label = LABELS.get(_of_group(group))
-    return f"{label} {budget}".rstrip() if label else name
+    return ", ".join([f"{label} {budget}".rstrip() if label else row, *way])
 
 
 def display_names(cell: str, column: str) -> str:

@@ -27,6 +27,7 @@ def test_methods_have_one_name_on_pages():
         display_name("streaming_512") == display_name("streaming_llm_512") == "sinks + window 512"
     )
     assert display_name("streaming_lazy_64") == "sinks + window, lazy 64"
+    assert display_name("streaming, token by token") == "sinks + window, token by token"
     for own in ("recompute", "l2_ratio_1.0_512", "tova_64", "recompute (sample)", ""):
         assert display_name(own) == own
 

@@ -29,6 +29,9 @@ from lib.progress import progress
 from lib.results.provenance import machine_line, run_by_script
 from lib.results.save import save_table
 
+# what the short table shows
+SHOWN = ["model", "package", "method", "decode_tokens_per_s", "ttft_s", "peak_mib"]
+SHOWN += ["evaluate_tokens_per_s", "ppl"]
 QUICK = {"context": [64], "new_tokens": 8, "repeats": 1, "eval_repeats": 1, "cache": 32}
 QUICK |= {"eval_tokens": 80, "eval_text": 200}
 QUICK |= {"layers": 2, "hidden": 64, "heads": 4, "vocabulary": 500}
@@ -108,7 +111,7 @@ def main() -> None:
     run_by_script("benchmarks/peers/run.py", parser, args, "out")
     rows = table(llama + trained, args.new_tokens)
     save_table(rows, "peers", caption(args))
-    save_table(brief(rows), "peers_brief", f"{brief_caption(rows)} {machine_line()}.")
+    save_table(brief(rows), "peers_brief", f"{brief_caption(rows)} {machine_line()}.", SHOWN)
 
 
 if __name__ == "__main__":

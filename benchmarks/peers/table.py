@@ -106,7 +106,7 @@ def brief_caption(rows: pd.DataFrame) -> str:
     return (
         "Beside other projects, batch 1: medians over n_decode repeats of decoding after "
         f"{decode.tokens.max():,} tokens, and over n_evaluate of evaluation; {PEAK}; {PPL}. "
-        "Details and versions: peers.md."
+        "Spread, versions, and why a cell is empty: peers.md."
     )
 
 
