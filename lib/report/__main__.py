@@ -23,7 +23,7 @@ from lib.results.readme import filled
 from .explorer import explorer, read_grid
 from .pages import FOLDERS, index_page, notebook_page, what_made
 
-GRID = "explorer_grid.json"
+GRIDS = {name: ROOT / folder / "explorer_grid.json" for folder, name in FOLDERS.items()}
 # of the repository, what the pages show or link to, and which files of it are pages
 SHOWN = ("docs", "benchmarks", "models", "results", "workflow")
 LEFT_OUT = shutil.ignore_patterns("*.safetensors", "tokenizer*", "__pycache__", ".*")
@@ -86,11 +86,10 @@ def _left_out(folder: str, names: list[str]) -> set[str]:
 
 
 def _explorer_page() -> str:
-    files = {name: ROOT / folder / GRID for folder, name in FOLDERS.items()}
-    grids = {name: read_grid(file) for name, file in files.items() if file.exists()}
+    grids = {name: read_grid(file) for name, file in GRIDS.items() if file.exists()}
     if not grids:
         return "# Explorer\n\nNo grid has been computed: `python -m lib.report.grid --help`.\n"
-    made = {name: json.loads(files[name].read_text(encoding="utf-8"))["made"] for name in grids}
+    made = {name: json.loads(GRIDS[name].read_text(encoding="utf-8"))["made"] for name in grids}
     live = next(path for path in all_notebooks() if path.stem.endswith("_explorer"))
     scripts = [f'<script src="_static/{name}"></script>' for name in BOKEH]
     return "\n".join(

@@ -13,24 +13,24 @@ from lib.paths import NOTEBOOKS, ROOT
 
 pytest.importorskip("myst_nb", reason="the report's packages are an extra, .[report]")
 
-from lib.report.__main__ import GRID, build
+from lib.report.__main__ import build
 from lib.report.grid import DENSE, setting
 
 pytestmark = needs_browser
 SINKS, WINDOWS = (0, 1, 4), (64, 128, 256)
 
 
-def made_up_grid() -> dict:
-    """A grid whose perplexity is 10 + window / 64 + sinks, and 5 for dense attention."""
+def made_up_grid(least: float = 10.0) -> dict:
+    """A grid whose perplexity is `least` + window / 64 + sinks, and half of it for dense."""
 
     def one(ppl: float) -> dict:
         curve = [ppl / 10] * 3
         ends = {"nll": curve, "nll_low": [None, *curve[1:]], "nll_high": [None, *curve[1:]]}
         return {"ppl": [ppl, ppl - 1, ppl + 1], **ends}
 
-    settings = {setting(s, w): one(10 + w / 64 + s) for s in SINKS for w in WINDOWS}
+    settings = {setting(s, w): one(least + w / 64 + s) for s in SINKS for w in WINDOWS}
     about = {"model": "reference", "text": "docs", "tokens": 4096, "position": [20, 200, 2000]}
-    return {"about": about, "made": {}, "settings": {DENSE: one(5.0), **settings}}
+    return {"about": about, "made": {}, "settings": {DENSE: one(least / 2), **settings}}
 
 
 def check_links(site: Path) -> None:
@@ -89,12 +89,17 @@ def check_explorer(page: Page) -> None:
         page.wait_for_timeout(500)
         pictures.append(canvas.screenshot())
     assert len(set(pictures)) == 3
+    page.get_by_role("button", name="SmolLM2").click()
+    page.get_by_text("1 sinks + 256 recent tokens: perplexity 25.0").wait_for()
+    page.wait_for_timeout(500)
+    assert canvas.screenshot() not in pictures
 
 
 def test_the_report_works_from_disk(tmp_path, monkeypatch):
-    grid = tmp_path / GRID
-    grid.write_text(json.dumps(made_up_grid()))
-    monkeypatch.setattr("lib.report.__main__.GRID", grid)  # in place of each folder's
+    grids = {"Reference model": made_up_grid(), "SmolLM2": made_up_grid(20)}
+    for name, grid in grids.items():
+        (tmp_path / name).write_text(json.dumps(grid))
+    monkeypatch.setattr("lib.report.__main__.GRIDS", {name: tmp_path / name for name in grids})
     site = tmp_path / "site"
     build(site)
     check_links(site)
