@@ -48,10 +48,10 @@ def quality_vs_budget(table: pd.DataFrame, groups: Sequence[str], label: str) ->
     for length, ax in zip(lengths, axes[0], strict=True):
         quality_by_budget(ax, table[table.length == length], groups)
         ax.set_title(f"{length:,} tokens", fontsize=12, weight="normal")
-    fig.supxlabel(label, fontsize=12)
     handles, names = axes[0, -1].get_legend_handles_labels()  # the longest texts exceed all budgets
     names = [f"budget {name}" for name in names]
-    fig.legend(handles, names, loc="outside lower center", ncols=5, fontsize=10)
+    look = {"ncols": 5, "fontsize": 10, "title": label, "title_fontsize": 12}  # under all panels
+    fig.legend(handles, names, loc="outside lower center", **look)
     return fig
 
 
