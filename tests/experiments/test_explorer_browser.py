@@ -107,7 +107,7 @@ def writes(explorer: Explorer) -> None:
     columns = explorer.root.locator("[data-column] p").all_inner_texts()
     assert len(columns) == 3
     assert all(len(text.split()) > 5 for text in columns)
-    assert len(set(columns)) == 3
+    assert len(set(columns)) > 1  # a method may write what dense attention writes
     explorer.root.locator(".three").evaluate("part => part.scrollIntoView({block: 'end'})")
 
 
