@@ -11,7 +11,6 @@ import random
 import time
 
 import pandas as pd
-from decoding import LOOKING
 
 from lib import evaluate, load_model, load_tokens, save_table
 from lib.measure.limits import evaluation_flops
@@ -21,10 +20,14 @@ from lib.measure.stats import over_medians, summarise
 from lib.progress import progress
 from lib.results.provenance import machine_line, run_by_script
 
+# those that look at keys or attention
+METHODS = ["fix_l2_low", "h2o_l2", "keydiff", "lagkv", "h2o", "tova", "snapkv"]
+
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["reference", "smollm2"])
+    parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--chunks", nargs="+", type=int, default=[64, 512], help="tokens")
     parser.add_argument("--cache", type=int, default=512, help="budget in tokens")
     parser.add_argument("--tokens", type=int, default=2048)
@@ -38,7 +41,7 @@ def measure(name: str, options: argparse.Namespace) -> pd.DataFrame:
     ids = load_tokens("docs", tokenizer, options.tokens)
     flops, gemm = evaluation_flops(model, len(ids), options.cache), measure_machine().gemm
     kinds = {"include_baseline": False, "include_recent_only": False}
-    methods = rows_of(["streaming", "streaming_lazy", *LOOKING], [options.cache], **kinds)
+    methods = rows_of(["streaming", "streaming_lazy", *options.methods], [options.cache], **kinds)
     cells, rows = [(chunk, x) for chunk in options.chunks for x in methods], []
     runs = [
         (n, cell)

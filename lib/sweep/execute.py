@@ -106,7 +106,8 @@ def _with_run(rows: pd.DataFrame, run: Run) -> pd.DataFrame:
     models = run.made_by().get("models", [])
     device = " ".join(dict.fromkeys(model["device"] for model in models))
     about = {"run": f"{run.notebook.stem}-{run.key}", "version": run.version}
-    about |= {"notebook": run.notebook.stem, "device": device}
+    about |= {"notebook": run.notebook.stem}
+    about |= {} if "device" in rows else {"device": device}
     about |= {"minutes": run.minutes, "memory_gb": run.memory_gb}
     for name, value in run.parameters.items():
         column = f"{name}_given" if name in rows else name
