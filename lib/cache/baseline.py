@@ -57,7 +57,7 @@ def streams(compressor: Compressor | str | None) -> bool:
 
 def any_chunk(compressor: Compressor | str | None) -> bool:
     """Whether a text gives the same in chunks of any size: so in `LARGE_CHUNK`, which is fast."""
-    return not isinstance(compressor, Compressor) or bool(compressor.window)
+    return not isinstance(compressor, Compressor) or streams(compressor)
 
 
 class Limited(DynamicCache, Announced):

@@ -20,6 +20,7 @@ from lib.experiments.method_comparison.plots import (
     against_base,
     by_quality,
     front_in_words,
+    heatmap,
     highlights,
     lead_in_words,
     leading,
@@ -43,6 +44,7 @@ from lib.measure.perplexity import Evaluation
 from lib.measure.speed import measure
 from lib.measure.stats import mean_ci, ppl_ci, ppl_ratio_ci
 from lib.paths import PARAMS, ROOT
+from lib.plots import subplots
 
 
 def random_results(seed: int, names: list[str], texts: int, tokens: int) -> dict[str, Evaluation]:
@@ -164,6 +166,19 @@ def test_the_level_rows_and_what_they_cost():
         "9 tokens, 32 kept: the 3 lowest perplexities are not told apart; "
         "time 0.50 to 1.10 of dense"
     )
+
+
+def test_all_that_are_level_are_bold_and_nothing_else():
+    values = [(9, 32, "a", 1.0), (9, 32, "b", 1.1), (9, 32, "c", 3.0), (9, 64, "a", 1.2)]
+    values += [(9, 64, "b", 1.0), (9, 64, "c", 2.0)]
+    table = pd.DataFrame(values, columns=["length", "budget", "group", "ratio"])
+    bold = table.iloc[[0, 1, 4]][["length", "budget", "group"]]
+    _, ax = subplots()
+    heatmap(ax, table, "ratio", ["a", "b", "c"], "", bold)
+    weights = {text.get_text(): text.get_weight() for text in ax.texts if "." in text.get_text()}
+    heavy = [text.get_text() for text in ax.texts if text.get_weight() == "bold"]
+    assert sorted(heavy) == ["1.00", "1.00", "1.10"]
+    assert weights["1.20"] == weights["3.00"] == weights["2.00"] == "normal"
 
 
 def test_a_groups_lead_is_over_all_it_shares_with_another():

@@ -186,7 +186,7 @@ def test_a_failed_run_keeps_the_good_copy(speed):
 
 @pytest.mark.parametrize(
     ("arguments", "parameters"),
-    [(["-p", "cache", "64"], {}), (["-p", "cache", "512"], {"cache": 512})],
+    [([], {}), (["-p", "cache", "64"], {}), (["-p", "cache", "512"], {"cache": 512})],
 )
 def test_the_manifest_names_parameters_that_are_not_the_defaults(sandbox, arguments, parameters):
     sandbox.notebook("03_speed", SAVE)
