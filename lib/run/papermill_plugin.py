@@ -43,6 +43,11 @@ from lib.paths import NOTEBOOKS, all_notebooks, results_dir
 from . import params, staging
 
 papermill_log = logging.getLogger("papermill")
+# a kernel slow to end is interrupted, and would say so, by a traceback too, in the midst of our lines
+QUIET = [
+    "--IPKernelApp.log_level=50",
+    "--IPKernelApp.exec_lines=__import__('logging').getLogger('tornado').setLevel(50)",
+]
 
 
 class ContractEngine(NBClientEngine):
@@ -57,8 +62,7 @@ class ContractEngine(NBClientEngine):
             os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
             # a kernel on a plain connection begins every run with a warning
             kwargs.setdefault("config", Config(KernelManager={"transport_encryption": "auto"}))
-            # a kernel slow to end is interrupted, and would say so in the midst of our lines
-            kwargs.setdefault("extra_arguments", ["--IPKernelApp.log_level=50"])
+            kwargs.setdefault("extra_arguments", QUIET)
         execute = partial(super().execute_notebook, nb, kernel_name, input_path=input_path)
         if ours and "KVLAB_NOTEBOOK" not in os.environ:  # called from Python
             return _execute_staged(execute, Path(input_path), nb, kwargs)
