@@ -71,13 +71,16 @@ def lasting(entry: dict[str, Any]) -> dict[str, Any]:
 def in_short(entry: dict[str, Any]) -> str:
     """A run in one line: commit, models, texts."""
     commit = (entry["commit"] or "no commit")[:7] + (", changed" if entry["dirty"] else "")
-    parts = [f"KV Lab {commit}"]
+    return " · ".join([f"KV Lab {commit}", *subject(entry)])
+
+
+def subject(entry: dict[str, Any]) -> list[str]:
+    """What a run was of: its models, its texts, as far as there are any."""
     models = dict.fromkeys(model["name"] for model in entry["models"])
     # a split is one of what the reference model was trained on: it says nothing of others
     own = models.keys() <= {"reference"}
     texts = (f"{x['name']} ({x['split']})" if own else x["name"] for x in entry["texts"])
-    parts += [", ".join(models), ", ".join(dict.fromkeys(texts))]
-    return " · ".join(part for part in parts if part)
+    return [part for part in (", ".join(models), ", ".join(dict.fromkeys(texts))) if part]
 
 
 @cache

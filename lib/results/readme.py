@@ -13,6 +13,7 @@ Only a run that its folder stands for is put there: `results/` for the default p
 """
 
 import csv
+import os
 import re
 import shlex
 import sys
@@ -81,10 +82,17 @@ def filled(page: Path) -> str:
         if not is_folders_run(table):
             return match[0]
         path = ROOT / table
-        text = cell(path, words) if words else f"\n{path.read_text(encoding='utf-8')}"
+        text = cell(path, words) if words else f"\n{_linked(path, page)}"
         return f"{opening}{text}{end}"
 
     return _QUOTE.sub(quote, page.read_text(encoding="utf-8"))
+
+
+def _linked(table: Path, page: Path) -> str:
+    """A table's Markdown for a page, with a link to the CSV that has all its digits."""
+    file = table.with_suffix(".csv")
+    link = f"[`{file.name}`]({os.path.relpath(file, page.parent)})"
+    return table.read_text(encoding="utf-8").replace(f"`{file.name}`", link, 1)
 
 
 def main() -> None:

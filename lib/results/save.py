@@ -18,7 +18,7 @@ from lib.names import NAME_COLUMNS, display_names, interval_of
 from lib.paths import atomic_path, results_dir
 
 from .manifest import add_to_manifest
-from .provenance import entry, in_short, lasting
+from .provenance import entry, in_short, lasting, subject
 
 # A fixed salt and no date: the same figure of the same run is the same file.
 matplotlib.rcParams["svg.hashsalt"] = "kv-lab"
@@ -32,13 +32,14 @@ def save_table(
     Of a wide table `columns` stand in the Markdown, with what is known of their spread.
     """
     folder, caption = results_dir() / "tables", " ".join(caption.split())
+    made = entry(caption)
     with atomic_path(folder / f"{name}.csv") as path:
         df.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
     with atomic_path(folder / f"{name}.md") as path:
         shown = df if columns is None else df[_with_spread(df, columns)]
-        above = f"{caption} {_note_on(shown, name)}".strip()
+        above = f"{caption} {_note_on(shown, name, subject(made))}".strip()
         path.write_text(f"{above}\n\n{to_markdown(shown)}\n", encoding="utf-8")
-    add_to_manifest(results_dir(), {f"tables/{name}.csv": entry(caption)})
+    add_to_manifest(results_dir(), {f"tables/{name}.csv": made})
 
 
 def save_figure(fig: Figure, name: str, caption: str = "") -> None:
@@ -112,9 +113,10 @@ def _with_spread(df: pd.DataFrame, columns: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*shown, *_same_counts(df)]))
 
 
-def _note_on(df: pd.DataFrame, name: str) -> str:
+def _note_on(df: pd.DataFrame, name: str, run_with: list[str]) -> str:
     """A sentence for the line above a table: what all rows share, what stands in its cells."""
-    notes = [f"All digits: `{name}.csv`"]
+    notes = [f"Run with {', '.join(run_with)}; all"] if run_with else ["All"]
+    notes[0] += f" digits: `{name}.csv`"
     notes += [f"{column} = {count}" for column, count in _same_counts(df).items()]
     spreads = [spread for spread in (interval_of(df, column) for column in df.columns) if spread]
     quartiles = {_quartiles(spread) for spread in spreads}
@@ -140,7 +142,7 @@ def _cell(value: Any, *ends: float, quartiles: bool = False) -> Any:
         return "–"
     if not ends or any(pd.isna(end) for end in ends):
         return _short(value)
-    for digits in (3, 4, 5, 6, 3):  # three where the ends are alike in all
+    for digits in (3, 4, 5, 3):  # three where the ends are alike in all
         number, low, high = (_short(float(x), digits) for x in (value, *ends))
         if low != high:
             break

@@ -43,7 +43,7 @@ from lib.paths import NOTEBOOKS, all_notebooks, results_dir
 from . import params, staging
 
 papermill_log = logging.getLogger("papermill")
-# a kernel slow to end is interrupted, and would say so, by a traceback too, in the midst of our lines
+# a kernel slow to end is interrupted, and would say so in the midst of our lines
 QUIET = [
     "--IPKernelApp.log_level=50",
     "--IPKernelApp.exec_lines=__import__('logging').getLogger('tornado').setLevel(50)",

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
+from lib import load_model, load_tokens, loaded
 from lib.paths import ROOT
 from lib.plots import label_line_ends, use_style
 from lib.results.manifest import read_manifest
@@ -34,6 +35,8 @@ TABLE = pd.DataFrame(
 def results(tmp_path, monkeypatch):
     monkeypatch.setenv("KVLAB_RESULTS", str(tmp_path))
     monkeypatch.setenv("KVLAB_NOTEBOOK", "03_speed")
+    monkeypatch.setattr(loaded, "_models", [])
+    monkeypatch.setattr(loaded, "_texts", [])
     return tmp_path
 
 
@@ -63,6 +66,13 @@ def test_a_table_is_saved_twice(results):
         "| sinks + window 512 |            123000 | 0.05 [0.0456 to 0.05] |      512 |       – "
         "|         20 |",
     ]
+
+
+def test_a_table_names_what_it_was_measured_on(results):
+    load_tokens("docs", load_model("reference")[1], max_tokens=1024)
+    save_table(TABLE[["method"]], "named", "What.")
+    above = (results / "tables" / "named.md").read_text().splitlines()[0]
+    assert above == "What. Run with reference, docs (heldout); all digits: `named.csv`."
 
 
 def test_of_a_wide_table_some_columns_are_read(results):
