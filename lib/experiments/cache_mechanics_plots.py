@@ -130,10 +130,11 @@ def key_places(runs: Mapping[str, Mapping[str, Followed]], layer: int) -> Figure
 
     `runs` holds them for `in_cache` and for `original` positions.
     """
-    looks = {"in_cache": (BLUE, "o"), "original": (VERMILLION, "x")}
+    looks = {"original": (VERMILLION, "x", 14), "in_cache": (BLUE, "o", 34)}  # rings about them
     fig, axes = subplots(1, 2, figsize=(WIDTH, 4.2), sharey=True, layout="constrained")
-    for positions, (color, marker) in looks.items():
-        look = {"s": 16, "color": color, "marker": marker, "linewidths": 1, "alpha": 0.7}
+    for positions, (color, marker, size) in looks.items():
+        look = {"s": size, "marker": marker, "linewidths": 1, "alpha": 0.7}
+        look |= {"color": color} if marker == "x" else {"fc": "none", "ec": color}
         for ax, (name, one) in zip(axes, runs[positions].items(), strict=True):
             places = one.tokens[layer].ravel(), one.distances[layer].ravel()
             ax.scatter(*places, label=positions, **look)

@@ -116,7 +116,11 @@ def skip_changes(ax: Axes, checked: pd.DataFrame) -> None:
     """Perplexity against dense, the first row of `checked`, with intervals over texts."""
     rest = checked.iloc[:0:-1]  # without dense, the row after it on top
     names = [f"{row.method} ({row.tokens_held:,.0f})" for row in rest.itertuples()]
-    points(ax, rest.assign(name=names), "ppl_change_%", "name", fmt="P", color=PURPLE, capsize=3)
+    ax.set_yticks(range(len(names)), names)
+    rest = rest.assign(place=range(len(names)))
+    chance = rest.method.str.startswith("random")
+    for part, color in ((rest[chance], GREY), (rest[~chance], PURPLE)):
+        points(ax, part, "ppl_change_%", "place", fmt="P", color=color, capsize=3)
     ax.axvline(0, color=BLACK, lw=1, ls=":")
     ax.set(xlabel="perplexity against dense (%)")
     heading = "norms kept, layers skipped (tokens per layer)"

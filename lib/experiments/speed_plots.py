@@ -4,12 +4,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lib.measure.rows import BASELINE
 from lib.names import display_name
 from lib.plots import PART_COLORS, WIDTH, method_band, plain_log, subplots
 
 PANELS = {
-    "ttft_s": "TTFT (seconds)",
-    "tpot_ms": "TPOT (ms per token)",
+    "ttft_s": "time to first token (s)",
+    "tpot_ms": "time per output token (ms)",
     "throughput": "decoding (tokens/s)",
     "cache_mib": "cache, allocated (MiB)",
 }
@@ -57,7 +58,8 @@ def step_parts(parts: pd.DataFrame) -> Figure:
         for column, (label, color) in PARTS.items():
             ax.bar(ticks, part[column], bottom=bottom, color=color, label=label, width=0.7)
             bottom = bottom + part[column]
-        ax.set_title(display_name(name), fontsize=12, weight="normal")
+        title = f"{display_name(name)}, DynamicCache" if name == BASELINE else display_name(name)
+        ax.set_title(title, fontsize=12, weight="normal")
         _name_contexts(ax)
     axes[0].set_ylabel("ms per token")
     handles, labels = axes[0].get_legend_handles_labels()

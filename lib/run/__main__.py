@@ -1,8 +1,8 @@
 """Run notebooks headless, in order: `python -m lib.run [--params params/quick.yaml] [NB ...]`.
 
-A notebook is named by its number (`03`), its name (`03_speed`) or its path; none named means all. A
-parameter file has a section for each notebook that is not to run with its defaults. The first
-notebook that fails ends the run; what it and earlier runs left is as `lib/run/staging.py` says.
+A notebook is named by its number (`03`), its name (`03_speed`) or its path; none named means all,
+or those that the parameter file has sections for. The first notebook that fails ends the run; what
+it and earlier runs left is as `lib/run/staging.py` says.
 """
 
 import argparse
@@ -46,9 +46,8 @@ def _means(name: str, notebook: Path) -> bool:
     return stem == notebook.stem or stem == notebook.stem.split("_")[0]
 
 
-def read_parameters(file: Path | None, notebooks: list[Path]) -> dict[Path, dict[str, Any]]:
+def read_parameters(content: Any, notebooks: list[Path]) -> dict[Path, dict[str, Any]]:
     """Checked parameters of every notebook, so that a mistake shows before any of them runs."""
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file else None
     checked = {}
     for notebook in notebooks:
         try:
@@ -135,9 +134,12 @@ def main() -> None:
     # end like Ctrl-C does: the kernel is stopped and the staging folder removed
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        notebooks = choose(arguments.notebooks)
-        by_default = not arguments.notebooks and arguments.params is None
-        run_all(notebooks, read_parameters(arguments.params, notebooks), by_default)
+        file = arguments.params
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) if file else None
+        names = arguments.notebooks or params.sections(content)
+        notebooks = choose(names)
+        by_default = not names and file is None
+        run_all(notebooks, read_parameters(content, notebooks), by_default)
     except NotebookError as error:
         sys.exit(f"failed\n{error}")
     except (ValueError, OSError, yaml.YAMLError) as error:

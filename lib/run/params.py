@@ -194,17 +194,20 @@ def changed(contract: list[Parameter], checked: dict[str, Any]) -> dict[str, Any
 
 def section(content: Any, stem: str) -> dict[str, Any]:
     """What a parameter file says to the notebook `stem`: its section, or all of a flat file."""
+    return (content.get(stem) or {}) if sections(content) else (content or {})
+
+
+def sections(content: Any) -> list[str]:
+    """The notebooks that a parameter file has sections for; none for a flat file."""
     if not isinstance(content, dict | None):
         raise ParameterError("a parameter file must be a mapping from names to values")
     content = content or {}
-    sections = [key for key in content if _SECTION.fullmatch(str(key))]
-    if not sections:
-        return content
-    if len(sections) != len(content):
-        stray = next(key for key in content if key not in sections)
+    found = [key for key in content if _SECTION.fullmatch(str(key))]
+    if found and len(found) != len(content):
+        stray = next(key for key in content if key not in found)
         raise ParameterError(f"{stray} stands outside the notebooks' sections of its file")
     stems = [path.stem for path in all_notebooks()]
-    for key in sections:
+    for key in found:
         if key not in stems:
             raise ParameterError(f"no notebook {suggest(key, stems, 'notebooks')}")
-    return content.get(stem) or {}
+    return found

@@ -180,7 +180,7 @@ def test_the_quick_parameters_fit_the_notebooks():
     notebooks = choose([])
     content = yaml.safe_load((PARAMS / "quick.yaml").read_text())
     assert set(content) == {notebook.stem for notebook in notebooks}
-    given = read_parameters(PARAMS / "quick.yaml", notebooks)
+    given = read_parameters(content, notebooks)
     assert all(given[notebook] for notebook in notebooks)
 
 

