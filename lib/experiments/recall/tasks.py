@@ -13,6 +13,7 @@ import torch
 
 from lib.cache.checks import check_ids
 from lib.compressors import Compressor
+from lib.measure.generation import next_logits
 from lib.measure.rows import BASELINE, feeding_of
 from lib.progress import progress
 from lib.require import require
@@ -129,8 +130,7 @@ def answer(
     cache = read_prompts(model, task.prompts, compressor, chunk_size, buffer)
     ids, said = check_ids(model, task.questions, 1), []
     for _ in range(2 * max(sum(map(len, values)) for values in task.values)):
-        given = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-        ids = model(input_ids=ids, **given).logits.argmax(-1)  # (N, 1)
+        ids = next_logits(model, ids, cache).argmax(-1, keepdim=True)  # (N, 1)
         said.append(ids)
     answers = torch.cat(said, dim=1).tolist()
     return [
