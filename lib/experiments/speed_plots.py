@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.names import display_name
-from lib.plots import PART_COLORS, WIDTH, method_band, plain_log, subplots
+from lib.plots import BLUE, GREY, VERMILLION, WIDTH, method_band, plain_log, subplots
 
 PANELS = {
     "ttft_s": "TTFT (seconds)",
@@ -13,11 +13,10 @@ PANELS = {
     "throughput": "decoding (tokens/s)",
     "cache_mib": "cache, allocated (MiB)",
 }
-_ATTENTION, _CACHE, _REST = PART_COLORS
 PARTS = {
-    "rest_ms": ("rest of the model", _REST),
-    "attention_ms": ("attention", _ATTENTION),
-    "bookkeeping_ms": ("cache", _CACHE),
+    "rest_ms": ("rest of the model", GREY),
+    "attention_ms": ("attention", BLUE),
+    "bookkeeping_ms": ("cache", VERMILLION),
 }
 
 

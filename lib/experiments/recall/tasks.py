@@ -103,7 +103,9 @@ def token_tasks(
     return tasks
 
 
-def scatter(texts: torch.Tensor, needles: list[list[Ids]], rng: np.random.Generator):
+def scatter(
+    texts: torch.Tensor, needles: list[list[Ids]], rng: np.random.Generator
+) -> torch.Tensor:
     """`texts` (N, T) with the needles of each in place of text, in order; the first token stays.
 
     Each needle stands somewhere in a stretch of its own; all stretches are of one length.
