@@ -1,4 +1,4 @@
-"""One name a method: as it is typed in parameters and CSVs, and as pages show it."""
+"""One name a method, as it is typed and as pages show it; which columns hold an interval."""
 
 import re
 

@@ -27,6 +27,11 @@ def cache_dir() -> Path:
     return _expanded(os.environ.get("KVLAB_CACHE") or "~/.cache/kv-lab")
 
 
+def headless() -> bool:
+    """Whether a notebook runs with nobody looking at it: `lib/run/staging.py` names it then."""
+    return "KVLAB_NOTEBOOK" in os.environ
+
+
 def local_path(name: str | Path) -> Path:
     """`name` from the working directory, or from the repository root if it is only there."""
     path = _expanded(name)

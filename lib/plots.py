@@ -75,8 +75,6 @@ LINES = {
     "l2_ratio_1.0": ":",
     "random": ":",
 }
-# The parts of a step's time: attention, the cache, the rest of the model
-PART_COLORS = (BLUE, VERMILLION, GREY)
 
 
 def method_style(name: str) -> MethodStyle:

@@ -1,6 +1,7 @@
 """What a cache and the loops refuse before any work, each error naming value and allowed values."""
 
 import torch
+from transformers import PreTrainedConfig
 
 from lib.compressors import Compressor
 from lib.require import require, require_int
@@ -10,7 +11,7 @@ PREFILL = ("streamed", "dense")
 ALIBI = ("bloom", "mpt")
 
 
-def check_config(config, compressor: Compressor, buffer: int) -> None:
+def check_config(config: PreTrainedConfig, compressor: Compressor, buffer: int) -> None:
     """Refuse models whose attention lays something over the text that a cut cache breaks."""
     alibi = config.model_type in ALIBI or getattr(config, "alibi", False)
     what = "models without ALiBi: its biases need the whole text's distances"
@@ -23,7 +24,7 @@ def check_config(config, compressor: Compressor, buffer: int) -> None:
         check_window(own, compressor, buffer)
 
 
-def window_of(config) -> int | None:
+def window_of(config: PreTrainedConfig) -> int | None:
     """The window of tokens that a model of this config attends to by itself, in some layers."""
     used = getattr(config, "use_sliding_window", True)
     return getattr(config, "sliding_window", None) if used else None
@@ -37,7 +38,7 @@ def check_window(own: int, compressor: Compressor, buffer: int) -> None:
 
 
 def check_model(model) -> None:
-    """Refuse models whose attention can't be exchanged for a step, or has terms of its own."""
+    """Refuse models whose attention can't be exchanged for a step."""
     ok = model._can_set_attn_implementation()
     what = "one that takes its attention from transformers' AttentionInterface"
     require(ok, "model", type(model).__name__, what)
@@ -95,7 +96,9 @@ def check_positions(position_ids: torch.Tensor | None, own: torch.Tensor | int, 
         require(False, "position_ids", position_ids.flatten()[:8].tolist(), what)
 
 
-def check_method(compressor, positions: str, buffer: int = 0, prefill: str = "streamed") -> None:
+def check_method(
+    compressor: Compressor | None, positions: str, buffer: int = 0, prefill: str = "streamed"
+) -> None:
     """Raise a ValueError unless these are a compressor (or None) and a way to run it."""
     ok = compressor is None or isinstance(compressor, Compressor)
     require(ok, "compressor", compressor, "None or a Compressor such as StreamingLLM(4, 508)")

@@ -95,8 +95,7 @@ class CompressedCache(Holding):
             self.store = ScatteredStore(rotations, self.compressor, buffer, own_window)
             layers = self.store.layers
         super().__init__(layers=layers)
-        self.seen = 0  # tokens of the stream so far
-        self.position = 0  # position of the next token
+        self.seen = self.position = 0
         self._step: Step | None = None  # the one under way
         self._midway = False  # whether it has changed something: till its end all else is wrong
         self._hooked = model is not None

@@ -5,10 +5,14 @@ from collections.abc import Sequence
 
 import torch
 
+from lib.compressors import Compressor
 from lib.require import require
 
 from .hooks import Announced
+from .scattered import ScatteredStore
 from .step import Step
+from .turning import Rope
+from .window import WindowStore
 
 
 class Holding(Announced):
@@ -16,6 +20,12 @@ class Holding(Announced):
 
     Its rows (beam search) and last tokens (assisted decoding) can be changed.
     """
+
+    compressor: Compressor
+    store: WindowStore | ScatteredStore
+    seen: int  # tokens of the stream so far
+    position: int  # position of the next token
+    ropes: list[Rope | None] | None  # what turns the queries, by layer; None: nothing is turned
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens of the stream seen so far, kept or not."""

@@ -11,6 +11,7 @@ goes to the function that the model names.
 
 import functools
 import inspect
+from collections.abc import Callable
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -75,7 +76,7 @@ def detach(model: torch.nn.Module) -> None:
         remove_hooks(body, lambda hook: hook is _announce)
 
 
-def remove_hooks(module: torch.nn.Module, which) -> None:
+def remove_hooks(module: torch.nn.Module, which: Callable[[Callable], bool]) -> None:
     """Remove those forward pre-hooks of which `which(hook)` is true."""
     for key, hook in list(module._forward_pre_hooks.items()):
         if which(hook):

@@ -4,7 +4,7 @@
 from collections.abc import Callable
 
 from .base import Compressor, Held
-from .functions import compress, compress_function
+from .functions import compress_function
 from .streaming_llm import StreamingLLM
 from .recent_only import RecentOnly
 from .l2_compress import L2Compress

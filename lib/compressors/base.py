@@ -1,6 +1,7 @@
 """What every compressor is: a dataclass that says which cached tokens stay."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
@@ -9,7 +10,7 @@ import torch
 from lib.require import require, require_int
 
 # the least that parameters of these names may be, in every method that has them
-LEAST = {"start_size": 0, "budget": 1, "seed": 0}
+LEAST = {"start_size": 0, "budget": 1, "seed": 0, "heavy_size": 0, "window_size": 1}
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Compressor:
     # tokens are scored by the attention of so many last queries; 0: scores are not asked for,
     # math.inf: of all queries since the token came
     queries: float = 0
+    # whether the cache stops growing, however long the text
+    bounded: bool = True
     # whether the rule looks at the values, and not at keys or attention alone
     reads_values: ClassVar[bool] = False
     # `at_budget` needs so many tokens besides the sinks
@@ -152,12 +155,10 @@ class Around(Compressor):
     """Another method, to do something around its `keep`; every layer is cut by itself."""
 
     def __init__(self, method: Compressor):
-        self.method, self.name, self.paper = method, method.name, method.paper
-        self.budget, self.queries, self.skip_layers = (
-            method.budget,
-            method.queries,
-            method.skip_layers,
-        )
+        self.method, self.name = method, method.name
+        self.budget = method.budget
+        self.queries = method.queries
+        self.skip_layers = method.skip_layers
 
     @property
     def prune_after(self) -> int:
@@ -173,7 +174,7 @@ class Around(Compressor):
         return self.method.keep(held)
 
 
-def layer_set(layers) -> tuple[int, ...]:
+def layer_set(layers: Collection[int]) -> tuple[int, ...]:
     """`skip_layers` as a tuple of layer indices, or a ValueError."""
     require(
         isinstance(layers, (list, tuple, set)), "skip_layers", layers, "a list of layer indices"

@@ -26,7 +26,6 @@ class H2OL2(Compressor):
     skip_layers: tuple[int, ...] = ()
 
     def __post_init__(self):
-        require_int("heavy_size", self.heavy_size, 0)
         require_int("recent_size", self.recent_size, 1)
         super().__post_init__()
 

@@ -42,6 +42,10 @@ class L2Compress(Compressor):
         return {"prune_after": budget}
 
     @property
+    def bounded(self) -> bool:
+        return self.keep_ratio < 1
+
+    @property
     def longest_step(self) -> float:
         """Tokens that may come at once, if one cut is to bring a full layer back."""
         ratio = self.keep_ratio

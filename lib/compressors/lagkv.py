@@ -47,11 +47,10 @@ class LagKV(Compressor):
     skip_layers: tuple[int, ...] = ()
 
     def __post_init__(self):
-        require_int("start_size", self.start_size, 0)
+        super().__post_init__()
         require_int("lag_size", self.lag_size, 2)
         # beyond the budget there is then always an earlier partition
         require_int("budget", self.budget, self.start_size + 2 * self.lag_size)
-        super().__post_init__()
 
     @classmethod
     def sizes(cls, budget: int, start_size: int) -> dict:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Self
 
 import torch
 
@@ -75,21 +74,6 @@ class Pyramid(Compressor):
         ok = isinstance(beta, Real) and not isinstance(beta, bool) and 1 <= beta < float("inf")
         require(ok, "beta", beta, "a number >= 1")
         self._method_at(self.base_size)  # refuses what the smallest layer could not have
-
-    @classmethod
-    def at_budget(
-        cls,
-        budget: int,
-        start_size: int = 4,
-        skip_layers=(),
-        seed: int = 0,
-        method: type[Compressor] = H2OL2,
-        parameters: dict | None = None,
-        **more,
-    ) -> Self:
-        """The mean over layers is `budget`; `parameters` are the method's own, `more` others."""
-        more |= {"method": method, "parameters": parameters or {}}
-        return super().at_budget(budget, start_size, skip_layers, seed, **more)
 
     def _method_at(self, budget: int) -> Compressor:
         return self.method.at_budget(

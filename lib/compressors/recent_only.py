@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-from lib.require import require_int
-
 from .base import Compressor, Held, Window
 
 
@@ -16,9 +14,6 @@ class RecentOnly(Compressor):
     name = "recent_only"
     paper = "Beltagy et al. 2020, arXiv:2004.05150"
     window_size: int = 512
-
-    def __post_init__(self):
-        require_int("window_size", self.window_size, 1)
 
     @property
     def budget(self) -> int:

@@ -34,12 +34,11 @@ class SnapKV(Compressor):
     skip_layers: tuple[int, ...] = ()
 
     def __post_init__(self):
-        require_int("window_size", self.window_size, 1)
+        super().__post_init__()
         require_int("budget", self.budget, self.window_size)
         require_int("kernel_size", self.kernel_size, 1)
         require(self.kernel_size % 2 == 1, "kernel_size", self.kernel_size, "an odd number")
         require(self.pooling in POOLING, "pooling", self.pooling, f"one of {tuple(POOLING)}")
-        super().__post_init__()
 
     @classmethod
     def sizes(cls, budget: int, start_size: int) -> dict:

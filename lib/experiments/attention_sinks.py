@@ -57,12 +57,15 @@ def sink_table(strengths: Mapping[str, np.ndarray], threshold: float = 0.3) -> p
             unit = "_%" if whole == 100 else ""
             row |= with_interval(column, np.clip(mean_ci(by_text), 0, whole).tolist(), unit)
         row |= with_interval("change", mean_ci(100 * (share - base)), "_%")
-        found = share_ci((first > threshold).any(1).sum(), len(first))
-        columns = ("texts_with_sink_%", "texts_low", "texts_high")
-        row |= {column: 100 * x for column, x in zip(columns, found, strict=True)}
+        row |= texts_with_sink((first > threshold).any(1).sum(), len(first))
         row["elsewhere_%"] = 100 * float((others > threshold).mean())
         rows.append(row | {"n_texts": len(first), "n_heads": first.shape[1]})
     return pd.DataFrame(rows)
+
+
+def texts_with_sink(hits: int, n: int) -> dict[str, float]:
+    """The share of `n` texts, `hits` of them, in percent with Wilson's interval, as columns."""
+    return with_interval("texts", (100 * x for x in share_ci(hits, n)), "_with_sink_%")
 
 
 def sinks_by_layer(first: np.ndarray, threshold: float = 0.3) -> pd.DataFrame:

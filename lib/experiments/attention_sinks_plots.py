@@ -98,7 +98,7 @@ def mass_by_depth(depth: pd.DataFrame) -> Figure:
     return fig
 
 
-def other_starts(starts: pd.DataFrame, threshold: float) -> Figure:
+def starts_figure(starts: pd.DataFrame, threshold: float) -> Figure:
     """A row for each beginning of a `sink_table`: heads and texts with a sink, and its strength."""
     fig, (left, right) = subplots(1, 2, figsize=(WIDTH, 3.4), sharey=True, layout="constrained")
     look = {"capsize": 3, "elinewidth": 1.5}

@@ -27,25 +27,25 @@ from .cache_mechanics import Followed
 NAVY, PALE = "#003B5C", "#E9E9E9"  # the query itself; tokens that have left
 
 
-def what_a_query_sees(seen: Mapping[str, np.ndarray], start_size: int, cache: int) -> Figure:
+def what_a_query_sees(seen: Mapping[str, np.ndarray], start_size: int, budget: int) -> Figure:
     """Three panels, dense, window and sinks + window: row t is query t, column j token j.
 
     `seen` holds (T, T) pictures of `follow_tokens`, 1 where the query sees the token; the first
-    `start_size` of the `cache` tokens that stay are named as the sinks.
+    `start_size` of the `budget` tokens that stay are named as the sinks.
     """
     fig, axes = subplots(1, 3, figsize=(WIDTH, 3.85))
     fig.subplots_adjust(left=0.06, right=0.995, top=0.83, bottom=0.27, wspace=0.1)
-    recent = cache - start_size
+    recent = budget - start_size
     told = {
         "baseline": "keeps every token:\nmemory grows without end",
-        "recent_only": f"keeps the last {cache} tokens:\nthe first ones leave",
+        "recent_only": f"keeps the last {budget} tokens:\nthe first ones leave",
         "streaming": f"keeps the first {start_size}, the sinks,\nand the last {recent}",
     }
     for ax, (name, below) in zip(axes, told.items(), strict=True):
         _cells(ax, seen[name], start_size if name == "streaming" else 0)
         ax.set_title(display_name(name), fontsize=13)
         ax.text(0.5, -0.06, below, transform=ax.transAxes, ha="center", va="top", fontsize=10.5)
-    _words(axes, len(seen["baseline"]), start_size, cache)
+    _words(axes, len(seen["baseline"]), start_size, budget)
     return fig
 
 
@@ -64,7 +64,7 @@ def _cells(ax: Axes, seen: np.ndarray, start_size: int) -> None:
     ax.spines[:].set_visible(False)
 
 
-def _words(axes: np.ndarray, total: int, start_size: int, cache: int) -> None:
+def _words(axes: np.ndarray, total: int, start_size: int, budget: int) -> None:
     """What the colours mean, written on them or in the empty corner of what is still to come."""
 
     def write(ax: Axes, x: float, y: float, text: str, color: str, ground: str, turn: int = 0):
@@ -76,7 +76,7 @@ def _words(axes: np.ndarray, total: int, start_size: int, cache: int) -> None:
     write(dense, 0.35 * total, 0.72 * total, "seen", "white", BLUE)
     for ax, sinks in ((window, 0), (both, start_size)):
         at = 0.64 * total
-        write(ax, at - (cache - sinks) / 2 + 0.5, at + 0.5, "window", "white", BLUE, -45)
+        write(ax, at - (budget - sinks) / 2 + 0.5, at + 0.5, "window", "white", BLUE, -45)
         write(ax, sinks + 0.19 * total, 0.89 * total, "evicted", "#555555", PALE)
     write(both, start_size / 2, 0.6 * total, "sinks", BLACK, ORANGE, 90)
     dense.text(1.5, 0.5, "tokens of the text →", va="center", fontsize=10.5)

@@ -4,7 +4,7 @@ import pandas as pd
 import torch
 
 from lib.load.shapes import LLAMA_SHAPES, PYTHIA_SHAPES, random_model
-from lib.measure.limits import decoding_work
+from lib.measure.limits import cache_bytes_per_token, decoding_work
 
 META = torch.device("meta")  # shapes without memory
 KEPT = 512  # cached tokens for which FLOPs are told
@@ -20,8 +20,7 @@ def model_sizes() -> pd.DataFrame:
     rows = []
     for name in (*PYTHIA_SHAPES, *LLAMA_SHAPES):
         model = random_model(name, META, torch.bfloat16)
-        work, grown = decoding_work(model, KEPT - 1), decoding_work(model, KEPT)
-        each = grown.cache_bytes - work.cache_bytes
+        work, each = decoding_work(model, KEPT - 1), cache_bytes_per_token(model)
         row = {"model": name, "parameters": sum(x.numel() for x in model.parameters())}
         row |= {"gflop_per_token": work.flops / 1e9}
         row |= {"attention_%": 100 * work.attention_flops / work.flops}

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from lib.measure.rows import BASELINE
 from lib.names import display_name
-from lib.plots import PART_COLORS, WIDTH, method_band, plain_log, subplots
+from lib.plots import BLUE, GREY, VERMILLION, WIDTH, method_band, plain_log, subplots
 
 PANELS = {
     "ttft_s": "time to first token (s)",
@@ -14,11 +14,10 @@ PANELS = {
     "throughput": "decoding (tokens/s)",
     "cache_mib": "cache, allocated (MiB)",
 }
-_ATTENTION, _CACHE, _REST = PART_COLORS
 PARTS = {
-    "rest_ms": ("rest of the model", _REST),
-    "attention_ms": ("attention", _ATTENTION),
-    "bookkeeping_ms": ("cache", _CACHE),
+    "rest_ms": ("rest of the model", GREY),
+    "attention_ms": ("attention", BLUE),
+    "bookkeeping_ms": ("cache", VERMILLION),
 }
 
 

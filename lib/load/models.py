@@ -6,7 +6,12 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from lib.loaded import note_model
@@ -35,7 +40,7 @@ def load_model(
     device: str | None = None,
     dtype: torch.dtype | None = None,
     max_memory: dict[int | str, int | str] | None = None,
-):
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load (model, tokenizer), in evaluation mode.
 
     `name`: "reference", "smollm2" (20 seconds the first time), a local folder, a hub id, or
@@ -117,7 +122,7 @@ def _no_progress_bar():
             logging.enable_progress_bar()
 
 
-def load_tokenizer(name: str = REFERENCE):
+def load_tokenizer(name: str = REFERENCE) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to `name`; OSError if nothing is found."""
     _require_name(name)
     source = _source(name)

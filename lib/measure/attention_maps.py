@@ -1,5 +1,6 @@
 """Attention maps, how strong a sink each head has in them, and how many heads have one."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -9,7 +10,7 @@ from lib.require import require, require_int
 
 
 @contextmanager
-def attention_implementation(model, name: str):
+def attention_implementation(model, name: str) -> Iterator[None]:
     """Run a block with another attention implementation, then restore the model's own."""
     before = model.config._attn_implementation
     model.set_attn_implementation(name)

@@ -17,6 +17,8 @@ from lib.cache.checks import input_device
 from lib.compressors import Compressor
 from lib.require import require, require_int
 
+from .generation import next_logits
+
 
 class Chat:
     """A conversation with `model` under `compressor` (None keeps all): greedy answers, one cache.
@@ -76,8 +78,7 @@ class Chat:
     @torch.no_grad()
     def _feed(self, ids: list[int]) -> None:
         batch = torch.tensor([ids], device=input_device(self.model))
-        given = {"past_key_values": self.cache, "use_cache": True, "logits_to_keep": 1}
-        self.logits = self.model(input_ids=batch, **given).logits[:, -1]
+        self.logits = next_logits(self.model, batch, self.cache)
         self.tokens += ids
 
     def _turn(self, user: dict[str, str]) -> str:

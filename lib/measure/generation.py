@@ -75,7 +75,7 @@ def generate(
     tokens, held, held_bytes, times = [], [], [], []
     began = now(ids.device)
     for piece in pieces:
-        logits = _forward(model, piece, cache)
+        logits = next_logits(model, piece, cache)
     for index in range(max_new_tokens):
         tokens.append(choose_token(logits, temperature, sampler))
         times.append(now(ids.device) - began)
@@ -83,7 +83,7 @@ def generate(
         held_bytes.append(cache_bytes(cache))
         if index + 1 < max_new_tokens:
             began = now(ids.device)
-            logits = _forward(step, tokens[-1], cache)
+            logits = next_logits(step, tokens[-1], cache)
     new = torch.cat(tokens, dim=1).cpu()
     return Generation(
         tokens=new[0] if input_ids.ndim == 1 else new,
@@ -97,8 +97,8 @@ def generate(
     )
 
 
-def _forward(model, ids: torch.Tensor, cache) -> torch.Tensor:
-    """Logits (B, V) of the last of `ids` (B, n)."""
+def next_logits(model, ids: torch.Tensor, cache) -> torch.Tensor:
+    """Logits (B, V) of the token after `ids` (B, n), which `cache` takes in."""
     output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return output.logits[:, -1]
 

@@ -43,7 +43,7 @@ def decoding_work(model, cached: int, batch: int = 1) -> Work:
         flops=batch * flops_per_token(model, cached),
         attention_flops=batch * _attention_flops(model, cached + 1),
         weight_bytes=_weight_bytes(model, batch),
-        cache_bytes=batch * _cache_bytes(model, cached + 1),
+        cache_bytes=batch * (cached + 1) * cache_bytes_per_token(model),
     )
 
 
@@ -82,6 +82,12 @@ def cache_shape(model) -> tuple[int, int, int]:
     return config.num_hidden_layers, heads, head_width(config)
 
 
+def cache_bytes_per_token(model) -> int:
+    """Bytes of a token's keys and values in all layers, in the model's dtype."""
+    layers, heads, width = cache_shape(model)
+    return 2 * layers * heads * width * model.dtype.itemsize
+
+
 def _linear_flops(model) -> int:
     """FLOPs of one token in all linear layers."""
     return sum(
@@ -106,9 +112,3 @@ def _weight_bytes(model, batch: int) -> int:
         for weight in module.parameters(recurse=False):
             count += batch * weight[0].nbytes if looked_up else weight.nbytes
     return count
-
-
-def _cache_bytes(model, tokens: int) -> int:
-    """Bytes of `tokens` keys and values in all layers, in the model's dtype."""
-    layers, heads, width = cache_shape(model)
-    return 2 * layers * heads * width * tokens * model.dtype.itemsize

@@ -47,21 +47,29 @@ def first_tokens(results: Mapping[str, Evaluation], length: int) -> dict[str, Ev
     }
 
 
+def ppl_change(own: Evaluation, base: Evaluation) -> tuple[float, ...]:
+    """Change of perplexity in percent of the base's, paired by text: change, low, high."""
+    return tuple(100 * (ratio - 1) for ratio in ppl_ratio_ci(own.nll, base.nll))
+
+
+def accuracy_change(own: Evaluation, base: Evaluation) -> tuple[float, ...]:
+    """Change of accuracy likewise; nan where the base has nothing right."""
+    gain = mean_ci((own.correct.float() - base.correct.float()).mean(-1).numpy())
+    return tuple(100 * x / (base.accuracy or float("nan")) for x in gain)
+
+
 def quality_table(results: Mapping[str, Evaluation]) -> pd.DataFrame:
     """PPL and accuracy with their changes against the first row, 95% intervals over texts.
 
     The changes are paired by text: the first row is dense, where there is one.
     """
     base = next(iter(results.values()))
-    accuracy = base.accuracy or float("nan")  # none right: no share of it
     rows = []
     for name, result in results.items():
-        gain = mean_ci((result.correct.float() - base.correct.float()).mean(-1).numpy())
         row = {"method": name, "n_texts": len(result.nll)}
         row |= with_interval("ppl", ppl_ci(result.nll))
-        changes = (100 * (ratio - 1) for ratio in ppl_ratio_ci(result.nll, base.nll))
-        row |= with_interval("ppl_change", changes, "_%")
+        row |= with_interval("ppl_change", ppl_change(result, base), "_%")
         row["accuracy_%"] = 100 * result.accuracy
-        row |= with_interval("accuracy_change", (100 * x / accuracy for x in gain), "_%")
+        row |= with_interval("accuracy_change", accuracy_change(result, base), "_%")
         rows.append(row)
     return pd.DataFrame(rows)

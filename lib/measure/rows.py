@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from lib.cache.baseline import LARGE_CHUNK, any_chunk, streams
-from lib.compressors import ROWS, Compressor, L2Compress
+from lib.compressors import ROWS, Compressor
 from lib.names import split_row
 from lib.require import require
 
@@ -65,7 +65,7 @@ def budget_of(name: str) -> float:
 
 def keeps_budget(method: Compressor | None) -> bool:
     """Whether a method bounds the cache: not dense, nor its control, a ratio of 1."""
-    return method is not None and not (isinstance(method, L2Compress) and method.keep_ratio == 1)
+    return method is not None and method.bounded
 
 
 def buffers_of(rows: dict[str, Compressor | None], chunk_size: int) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Spread: confidence intervals over texts, quartiles over repeats, rolling means over positions."""
 
+import math
 from collections.abc import Container, Iterable, Mapping
 from functools import cache
 from itertools import pairwise
@@ -144,7 +145,7 @@ def by_position(
     """
     rows = []
     for begin, end in pairwise(np.asarray(edges).tolist()):
-        row = {"position": float(np.sqrt(max(begin, 1) * end)), "begin": begin, "end": end}
+        row = {"position": middle(begin, end), "begin": begin, "end": end}
         parts = [x[:, begin:end] for x in (nll, base) if x is not None]
         parts = [stretches(x[0]) if len(x) == 1 else x for x in parts]
         row |= with_interval("ppl", ppl_ci(parts[0]))
@@ -152,6 +153,23 @@ def by_position(
             row |= with_interval("ratio", ppl_ratio_ci(*parts))
         rows.append(row | {"n_texts": len(nll)})
     return pd.DataFrame(rows)
+
+
+def middle(begin: int, end: int) -> float:
+    """The geometric middle of a span of tokens: where it stands on a log axis."""
+    return float(np.sqrt(max(begin, 1) * end))
+
+
+def nll_by_position(nll: torch.Tensor, edges: np.ndarray) -> pd.DataFrame:
+    """`by_position` in nats: columns `nll`, `nll_low` and `nll_high` in place of the perplexity."""
+    columns = {f"ppl{end}": f"nll{end}" for end in ("", "_low", "_high")}
+    table = by_position(nll, edges).rename(columns=columns)
+    return table.assign(**{name: np.log(table[name]) for name in columns.values()})
+
+
+def for_json(values: Iterable[float]) -> list[float | None]:
+    """Five significant digits, and None for what is no number, as in all of JSON."""
+    return [float(f"{x:.5g}") if math.isfinite(x) else None for x in map(float, values)]
 
 
 def log_edges(first: int, last: int, per_octave: int = 2) -> np.ndarray:

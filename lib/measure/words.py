@@ -36,16 +36,16 @@ def difference(estimate: Iterable[float], more: str, less: str, unit: str = "") 
 
 def estimate(row: pd.Series | tuple, column: str = "accuracy_%", unit: str = "%") -> str:
     """`spread` of a number of a table's row and its interval or quartiles beside it."""
-    numbers, quartiles = _numbers(row, column)
+    numbers, quartiles = with_ends(row, column)
     return spread(numbers, unit, quartiles)
 
 
 def told(row: pd.Series | tuple, column: str = "ratio") -> str:
     """`apart` of a ratio of a table's row and its interval or quartiles beside it."""
-    return apart(*_numbers(row, column))
+    return apart(*with_ends(row, column))
 
 
-def _numbers(row: pd.Series | tuple, column: str) -> tuple[list[float], bool]:
+def with_ends(row: pd.Series | tuple, column: str) -> tuple[list[float], bool]:
     """The number and its two ends, and whether these are quartiles."""
     stems, kinds = (column, column.removesuffix("_%")), (("low", "high"), ("q1", "q3"))
     pairs = [[f"{stem}_{end}" for end in ends] for stem in stems for ends in kinds]

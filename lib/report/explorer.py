@@ -18,14 +18,17 @@ from bokeh.models import (
 )
 from bokeh.plotting import figure
 
+from lib.measure.rows import BASELINE
+from lib.names import display_name
 from lib.plots import method_color
 
 from .grid import DENSE, setting
 
 Grid = dict[str, Any]
 WIDTH = 720  # pixels; a page is as wide
-CURVES = ("dense", "window", "sinks + window")
-COLORS = [method_color(name) for name in ("baseline", "recent_only", "streaming_llm")]
+METHODS = (BASELINE, "recent_only", "streaming_llm")
+CURVES = tuple(map(display_name, METHODS))
+COLORS = [method_color(name) for name in METHODS]
 # looks up what the sliders stand on, fills the sources and tells the numbers
 _REDRAW = """
 const grid = Object.values(grids)[model.active];

@@ -7,17 +7,16 @@ ended goes on where it was: what is in the file is not evaluated again.
 
 import argparse
 import json
-import math
+from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from lib.compressors import StreamingLLM
 from lib.load.models import load_model
 from lib.load.texts import load_tokens
 from lib.measure.perplexity import evaluate
-from lib.measure.stats import by_position, log_edges, ppl_ci, stretches
+from lib.measure.stats import for_json, log_edges, middle, nll_by_position, ppl_ci, stretches
 from lib.paths import atomic_path
 from lib.progress import progress
 from lib.results.provenance import entry
@@ -39,15 +38,9 @@ def measure_setting(
 ) -> dict[str, list[float | None]]:
     """Perplexity of a text (T,) with its interval, and NLL by position with that of each place."""
     nll = evaluate(model, tokens, compressor).nll
-    curve = by_position(nll[None], log_edges(16, len(tokens) - 1))
-    names = {"nll": "ppl", "nll_low": "ppl_low", "nll_high": "ppl_high"}
-    nats = {name: [_round(math.log(x)) for x in curve[ppl]] for name, ppl in names.items()}
-    return {"ppl": [_round(x) for x in ppl_ci(stretches(nll))], **nats}
-
-
-def _round(number: float) -> float | None:
-    """Five significant digits; what is no number is null, as in all of JSON."""
-    return float(f"{number:.5g}") if math.isfinite(number) else None
+    curve = nll_by_position(nll[None], log_edges(16, len(tokens) - 1))
+    nats = {name: for_json(curve[name]) for name in ("nll", "nll_low", "nll_high")}
+    return {"ppl": for_json(ppl_ci(stretches(nll))), **nats}
 
 
 def make_grid(
@@ -57,7 +50,7 @@ def make_grid(
     model, tokenizer = load_model(model_name)
     tokens = load_tokens(text, tokenizer, seq_len)
     edges = log_edges(16, len(tokens) - 1)
-    middles = [round(x) for x in np.sqrt(edges[:-1] * edges[1:])]
+    middles = [round(middle(*span)) for span in pairwise(edges.tolist())]
     about = {"model": model_name, "text": text, "tokens": len(tokens), "position": middles}
     now = entry(CAPTION)
     about["made_of"] = [now["lib_sha256"], now["models"][-1], now["texts"][-1]]

@@ -22,7 +22,7 @@ from pathlib import Path
 import yaml
 
 from lib.names import NAME_COLUMNS, display_names
-from lib.paths import ROOT, atomic_path
+from lib.paths import PARAMS, ROOT, atomic_path
 
 from .findings import findings, results_page
 from .manifest import read_manifest
@@ -49,7 +49,7 @@ def is_folders_run(table: str) -> bool:
     path = (ROOT / table).with_suffix(".csv")
     folder = path.parent.parent
     entry = read_manifest(folder).get(f"tables/{path.name}", {})
-    file = ROOT / "params" / f"{folder.name}.yaml"
+    file = PARAMS / f"{folder.name}.yaml"
     named = folder != ROOT / "results" and file.exists()
     sections = yaml.safe_load(file.read_text(encoding="utf-8")) if named else {}
     return "parameters" in entry and entry["parameters"] == sections.get(entry["notebook"], {})

@@ -118,7 +118,7 @@ def run_all(
 
 def _missing_model(notebook: Path) -> str | None:
     """Why the model that a notebook takes by default can't be had, if so."""
-    defaults = {x.name: x.default for x in params.read_contract(notebook)}
+    defaults = params.defaults_of(params.read_contract(notebook))
     if defaults.get("model") == SMOLLM2 and not importlib.util.find_spec(PACKAGE):
         return NOT_INSTALLED
     return None

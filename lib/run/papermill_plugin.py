@@ -38,7 +38,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from papermill.engines import NBClientEngine, papermill_engines
 from traitlets.config import Config
 
-from lib.paths import NOTEBOOKS, all_notebooks, results_dir
+from lib.paths import NOTEBOOKS, all_notebooks, headless, results_dir
 
 from . import params, staging
 
@@ -64,7 +64,7 @@ class ContractEngine(NBClientEngine):
             kwargs.setdefault("config", Config(KernelManager={"transport_encryption": "auto"}))
             kwargs.setdefault("extra_arguments", QUIET)
         execute = partial(super().execute_notebook, nb, kernel_name, input_path=input_path)
-        if ours and "KVLAB_NOTEBOOK" not in os.environ:  # called from Python
+        if ours and not headless():  # called from Python: not staged yet
             return _execute_staged(execute, Path(input_path), nb, kwargs)
         return execute(**kwargs)
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from IPython.display import display
 
-from lib.paths import ROOT
+from lib.paths import ROOT, headless
 
 from . import params
 
-LIB = Path(ROOT) / "lib"
+LIB = ROOT / "lib"
 # pictures are white; in a dark theme they are turned, hues kept
 DARK = """<style>
 body[data-jp-theme-light="false"] .jp-RenderedImage img, body.vscode-dark .output img
@@ -31,7 +31,7 @@ TOLD = (ValueError, OSError)  # how lib refuses a value, and says what is missin
 
 def install(shell) -> None:
     """Set up the IPython `shell` of a notebook's kernel; ParameterError if its values are wrong."""
-    if "KVLAB_NOTEBOOK" not in os.environ:  # set for a headless run, see `staging.py`
+    if not headless():
         os.environ.setdefault("KVLAB_RESULTS", str(ROOT / "results" / "interactive"))
         display({"text/html": DARK, "text/plain": ""}, raw=True)
     shell.set_custom_exc(TOLD, tell)

@@ -51,7 +51,7 @@ def execute(run: Run, attempt: int) -> None:
         status = _try(run)
     rows = pd.DataFrame({"status": [status]})
     if status == OK:
-        rows = pd.read_csv(run.folder / "tables" / f"{run.table}.csv", dtype=str)
+        rows = pd.read_csv(run.saved, dtype=str)
         rows.insert(0, "status", OK)
     with atomic_path(run.rows) as path:
         _with_run(rows, run).to_csv(path, index=False, lineterminator="\n")
@@ -85,10 +85,10 @@ def _try(run: Run) -> str:
 
 def _table_error(run: Run) -> str | None:
     """What is wrong with the table that a run has saved."""
-    path, who = run.folder / "tables" / f"{run.table}.csv", f"error: {run.notebook.stem} saved"
-    if not path.exists():
+    who = f"error: {run.notebook.stem} saved"
+    if not run.saved.exists():
         return f"{who} no table {run.table}"
-    table = pd.read_csv(path, dtype=str)
+    table = pd.read_csv(run.saved, dtype=str)
     if "status" in table:
         return f"{who} a column status in {run.table}, which is the sweep's"
     return None if len(table) else f"{who} no row in {run.table}"

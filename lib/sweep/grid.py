@@ -51,13 +51,19 @@ class Run:
         return self.home / "runs" / self.id
 
     @property
+    def saved(self) -> Path:
+        """Its table as the notebook saves it, a CSV."""
+        return self.folder / "tables" / f"{self.table}.csv"
+
+    @property
     def log(self) -> Path:
         """Its notebook as executed so far; it stays whatever the run comes to."""
         return self.home / "logs" / f"{self.id}.ipynb"
 
     def made_by(self) -> dict[str, Any]:
         """The manifest's entry of its table; empty where there is none."""
-        return read_manifest(self.folder).get(f"tables/{self.table}.csv", {})
+        name = self.saved.relative_to(self.folder).as_posix()
+        return read_manifest(self.folder).get(name, {})
 
 
 def sweep_dir() -> Path:
@@ -115,7 +121,7 @@ def _runs_of(grid: Any) -> list[Run]:
             given |= dict.fromkeys(names.split(), value)
         checked = params.check(contract, _with_lists(contract, given))
         key = json.dumps([grid["table"], checked], sort_keys=True)
-        values = {parameter.name: parameter.default for parameter in contract} | checked
+        values = params.defaults_of(contract) | checked
         runs.append(
             Run(
                 notebook,

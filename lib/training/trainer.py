@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers import GPTNeoXForCausalLM
 
 from lib.measure.attention_maps import sink_strength
 from lib.paths import atomic_path
@@ -23,6 +24,8 @@ from .recipe import Phase, Recipe, build_model, check_same
 
 HELDOUT = (32, 256)  # texts of an evaluation, and tokens of a text
 SINK_TEXTS = 8  # of these for the strength of sinks
+
+Tokens = torch.Tensor | np.ndarray
 
 
 @torch.no_grad()
@@ -62,7 +65,7 @@ class Trainer:
     Raises ValueError if the folder holds a run whose recipe differs in what is already done.
     """
 
-    def __init__(self, recipe: Recipe, train_tokens, heldout_tokens, folder: Path):
+    def __init__(self, recipe: Recipe, train_tokens: Tokens, heldout_tokens: Tokens, folder: Path):
         self.recipe = recipe
         self.tokens = np.asarray(train_tokens)
         self.heldout = heldout_batch(heldout_tokens)
@@ -158,14 +161,16 @@ class Trainer:
                 optimizer.load_state_dict(old)
 
 
-def heldout_batch(tokens) -> torch.Tensor:
+def heldout_batch(tokens: Tokens) -> torch.Tensor:
     """The first held-out tokens as texts, each with its first token: `HELDOUT`."""
     rows, span = HELDOUT
     body = torch.as_tensor(np.asarray(tokens[: rows * (span - 1)], dtype=np.int64))
     return torch.cat([torch.full((rows, 1), EOS), body.view(rows, span - 1)], 1)
 
 
-def train(recipe: Recipe, train_tokens, heldout_tokens, folder: Path):
+def train(
+    recipe: Recipe, train_tokens: Tokens, heldout_tokens: Tokens, folder: Path
+) -> tuple[GPTNeoXForCausalLM, list[dict]]:
     """Train, or go on with the run in `folder`, and return (model, log).
 
     `train_tokens` and `heldout_tokens` are (T,); `log` has one dict per evaluation.

@@ -11,6 +11,7 @@ from lib.experiments.endless_conversation import conversation as talk
 from lib.experiments.endless_conversation import plots as draw
 from lib.experiments.endless_conversation.script import SCRIPT, script_of
 from lib.measure.stats import mean_ci, share_ci
+from lib.measure.words import with_ends
 
 METHODS = {"baseline": None, "recent_only": RecentOnly(24), "streaming": StreamingLLM(4, 20)}
 
@@ -153,8 +154,8 @@ def test_summary_is_paired_by_turn(table):
     rows = talk.summary(table, 2).set_index("method")
     window = rows.loc["recent_only"]
     assert window.nll == pytest.approx(4.75)
-    assert draw.ends(window, "nll_difference") == pytest.approx(mean_ci([2.0, 2.5]))
-    said = np.array(draw.ends(window, "said_before_%")) / 100
+    assert with_ends(window, "nll_difference")[0] == pytest.approx(mean_ci([2.0, 2.5]))
+    said = np.array(with_ends(window, "said_before_%")[0]) / 100
     assert said.tolist() == pytest.approx(share_ci(2, 2))
     # dense has no 4-grams in its last answer
     assert rows.loc["streaming", "repeated_difference"] == pytest.approx(-25)

@@ -83,7 +83,7 @@ def test_the_first_views(page, session):
     assert len(attention["shares"]) == 2
     work = decoding_work(session.model, 32)
     assert shown["cost"]["chosen"]["tokens"] == 32
-    assert shown["cost"]["full"]["tokens"] == 200
+    assert shown["cost"]["dense"]["tokens"] == 200
     assert shown["cost"]["chosen"]["bytes"] == pytest.approx(work.cache_bytes * 32 / 33)
     pace = 1 / max(work.bytes / 1e9, work.flops / 1e10)
     assert shown["cost"]["chosen"]["tokens_per_s"] == pytest.approx(pace, rel=0.01)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from reference import cached_model, tiny_ids
+from reference import cached_model, tiny_ids, windows
 
 from lib import evaluate
 from lib.cache.baseline import make_cache
@@ -50,6 +50,7 @@ def test_a_streaming_step_attends_as_the_loop_does(family, buffer, positions):
     setting = Setting("streaming", 3, 20, buffer, positions)
     reading = read(family, setting)
     list(reading.run())
+    seen = windows(280, 3, 20, positions, buffer)
     cache = make_cache(reading.model, setting.compressor(), buffer, positions)
     with torch.no_grad(), attention_implementation(reading.model, "eager"):
         for step in range(280):
@@ -61,8 +62,10 @@ def test_a_streaming_step_attends_as_the_loop_does(family, buffer, positions):
             if step not in (0, 2, 21, 23, 24, 31, 63, 64, 150, 256, 270):
                 continue
             look = last(reading.look(step))
+            tokens = [token for token, _ in seen[step]]
+            assert held_by_rule(setting, step).tolist() == tokens
             for layer, weights in enumerate(look.weights):
-                assert look.tokens[layer][0].tolist() == held_by_rule(setting, step).tolist()
+                assert look.tokens[layer][0].tolist() == tokens
                 expected = out.attentions[layer][0, :, 0].float()
                 torch.testing.assert_close(weights, expected, atol=1e-5, rtol=0)
 

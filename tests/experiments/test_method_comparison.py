@@ -17,17 +17,19 @@ from reference import cached_model
 from lib import TOVA
 from lib.experiments.method_comparison.literature import LITERATURE, literature_table
 from lib.experiments.method_comparison.plots import (
-    against_base,
     by_quality,
-    front_in_words,
     heatmap,
     highlights,
+    quality_vs_budget,
+    quality_vs_cost,
+)
+from lib.experiments.method_comparison.sentences import (
+    against_base,
+    front_in_words,
     lead_in_words,
     leading,
     level_against_base,
     on_all,
-    quality_vs_budget,
-    quality_vs_cost,
 )
 from lib.experiments.method_comparison.tables import (
     by_group,

@@ -11,8 +11,10 @@ from scipy.stats import binomtest
 
 from lib.measure.stats import (
     by_position,
+    for_json,
     log_edges,
     mean_ci,
+    nll_by_position,
     over_medians,
     place_table,
     ppl_ci,
@@ -148,6 +150,16 @@ def test_by_position():
     half = 12.706 * math.log(3)  # log(9) and the standard error log(3)
     assert table.ppl_low.tolist() == [1, 1]  # 9 / 3 ** 12.706 is no perplexity
     assert np.log(table.ppl_high).tolist() == pytest.approx([0, math.log(9) + half], rel=1e-3)
+
+
+def test_nll_by_position_is_the_logarithm_for_json_too():
+    nll = torch.rand(3, 12, generator=torch.Generator().manual_seed(0))
+    edges = np.array([0, 4, 12])
+    table, ppl = nll_by_position(nll, edges), by_position(nll, edges)
+    assert list(table.position) == list(ppl.position)
+    for end in ("", "_low", "_high"):
+        assert np.exp(table[f"nll{end}"]).tolist() == pytest.approx(ppl[f"ppl{end}"].tolist())
+    assert for_json(np.array([1.234567, np.nan, -np.inf, 0])) == [1.2346, None, None, 0]
 
 
 def test_a_ratio_by_position_may_be_below_1():

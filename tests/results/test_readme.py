@@ -94,6 +94,7 @@ def test_only_runs_that_a_folder_stands_for_are_put_into_pages(
     add_to_manifest(tables.parent, {} if parameters == "no entry" else entry)
     monkeypatch.setattr(readme, "PAGES", [page])
     monkeypatch.setattr(readme, "ROOT", tmp_path)
+    monkeypatch.setattr(readme, "PARAMS", tmp_path / "params")
     readme.main()
     assert page.read_text() == text % (("new\n", "2.0") if put else ("old\n", "1.0"))
     told = [

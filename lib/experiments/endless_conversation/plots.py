@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from lib.measure.rows import BASELINE
-from lib.measure.words import difference
+from lib.measure.words import difference, with_ends
 from lib.names import display_name
 from lib.plots import mark, method_style, plain_log
 
@@ -54,17 +54,13 @@ def curve(ax: Axes, turn: pd.Series, values: pd.Series, method: str, smooth: boo
 
 
 def by_turn(runs: pd.DataFrame, method: str) -> pd.DataFrame:
+    """The rows of one method, by their turn."""
     return runs[runs.method == method].set_index("turn")
 
 
 def against_dense(estimate: Sequence[float], unit: str, more: str, less: str) -> str:
     """A difference to dense (mean, low, high) in words: `loses 1.2 nats (1 to 2)`."""
     return difference(estimate, more, less, f" {unit}") or "is not told apart from dense"
-
-
-def ends(row: pd.Series, column: str) -> list[float]:
-    """A number of a table's row with its interval."""
-    return [row[f"{column}{end}"] for end in ("", "_low", "_high")]
 
 
 def title(table: pd.DataFrame) -> str:
@@ -74,7 +70,7 @@ def title(table: pd.DataFrame) -> str:
     """
     told = [
         f"{display_name(row.method)} "
-        + against_dense(ends(row, "nll_difference"), "nats a token", "loses", "gains")
+        + against_dense(with_ends(row, "nll_difference")[0], "nats a token", "loses", "gains")
         for _, row in table.iterrows()
         if row.method != BASELINE
     ]

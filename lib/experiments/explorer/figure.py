@@ -11,7 +11,18 @@ from lib.measure.machine import Machine
 from lib.measure.rows import BASELINE
 from lib.measure.stats import ppl_ci, ppl_ratio_ci, stretches, with_interval
 from lib.names import display_name
-from lib.plots import BLUE, GREY, VERMILLION, WIDTH, mark, method_style, subplots, thousands
+from lib.plots import (
+    BLACK,
+    BLUE,
+    GREY,
+    ORANGE,
+    VERMILLION,
+    WIDTH,
+    mark,
+    method_style,
+    subplots,
+    thousands,
+)
 
 from . import views
 from .session import Session
@@ -23,8 +34,8 @@ COLUMNS, LINES = 118, 9  # characters a line; lines around the step
 
 def compared(setting: Setting) -> dict[str, Setting]:
     """Dense, the window that keeps as many tokens, and the setting, by the names of their rows."""
-    lines = {"baseline": DENSE, f"recent_only_{setting.budget}": setting.window()}
-    name = "baseline" if setting.key == DENSE else f"{setting.method}_{setting.budget}"
+    lines = {BASELINE: DENSE, f"recent_only_{setting.budget}": setting.window()}
+    name = BASELINE if setting.key == DENSE else f"{setting.method}_{setting.budget}"
     return lines | {f"{name}_chosen" if name in lines else name: setting}
 
 
@@ -115,7 +126,7 @@ def _draw_token(
     width, step, held = len(text), shown["step"], weight is not None
     if held:
         strength = float(np.sqrt(weight / max(shown["weights"])))
-        ax.add_patch(Rectangle((x, y - 0.45), width, 0.9, color="#E69F00", alpha=strength, lw=0))
+        ax.add_patch(Rectangle((x, y - 0.45), width, 0.9, color=ORANGE, alpha=strength, lw=0))
         ax.plot([x, x + width], [y + 0.45] * 2, color=BLUE, lw=1)
     if token < shown["sinks"] and held:
         style["weight"] = "bold"
@@ -124,7 +135,7 @@ def _draw_token(
     if not held and token < step:
         ax.plot([x, x + width], [y, y], color=GREY, lw=0.6)
     shown_text = text.replace("\n", "↵").replace("$", r"\$")
-    ax.text(x, y, shown_text, color="#222222" if held else "#999999", **style)
+    ax.text(x, y, shown_text, color=BLACK if held else "#999999", **style)
 
 
 def _draw_loss(ax: Axes, session: Session, setting: Setting, step: int) -> None:
@@ -179,7 +190,7 @@ def _draw_share(ax: Axes, shown: dict) -> None:
 
 def _draw_cost(ax: Axes, cost: dict) -> None:
     ax.axis("off")
-    names = {"full": display_name(BASELINE), "chosen": "chosen"}
+    names = {"dense": display_name(BASELINE), "chosen": "chosen"}
     cells = [
         [
             names[name],

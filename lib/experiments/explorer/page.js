@@ -228,9 +228,9 @@ function render({ model, el }) {
   }
 
   function drawCost(cost) {
-    const rows = { full: "dense", chosen: "chosen" };
+    const rows = { dense: "dense", chosen: "chosen" };
     const body = Object.entries(rows).filter(([name]) => cost?.[name]).map(([name, label]) => {
-      const { tokens, bytes: size, tokens_per_s: pace } = cost[name], part = cost.full.bytes ? ` (${short((100 * size) / cost.full.bytes)}%)` : "";
+      const { tokens, bytes: size, tokens_per_s: pace } = cost[name], part = cost.dense.bytes ? ` (${short((100 * size) / cost.dense.bytes)}%)` : "";
       return `<tr><td>${label}</td><td>${count(tokens)}</td><td>${bytes(size)}${name === "chosen" ? part : ""}</td><td>${pace ? count(pace) : "…"}</td></tr>`;
     });
     view.cost.innerHTML = `<tr><th></th><th>tokens held</th><th>keys and values</th><th>tokens/s at most</th></tr>${body.join("")}`;

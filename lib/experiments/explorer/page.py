@@ -4,7 +4,6 @@ Names of controls, and what is told of a step, a curve and a setting; what is co
 widget's matter (`widget.py`).
 """
 
-import os
 import threading
 from dataclasses import asdict
 from functools import cache
@@ -16,6 +15,7 @@ import traitlets
 
 from lib.measure.machine import Machine, measure_machine
 from lib.names import display_name
+from lib.paths import headless
 
 from . import views
 from .session import Session
@@ -43,7 +43,7 @@ class Page(anywidget.AnyWidget):
         self._lock = threading.Lock()
         self._session, self._notebook, self._machine = session, notebook, None
         self._adjusting = False  # whether it is the kernel that moves controls
-        self.live = "KVLAB_NOTEBOOK" not in os.environ  # somebody looks, as in lib/progress.py
+        self.live = not headless()
         methods = {name: display_name(name) for name in OFFERED}
         super().__init__(
             controls={"seq": 0} | where | asdict(setting),

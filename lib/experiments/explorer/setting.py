@@ -8,6 +8,7 @@ import torch
 
 from lib.cache.baseline import LARGE_CHUNK, any_chunk
 from lib.cache.checks import POSITIONS
+from lib.cache.slots import Slots
 from lib.compressors import ROWS, Compressor, RecentOnly
 from lib.measure.rows import BASELINE, at_budget
 from lib.names import display_name
@@ -169,8 +170,6 @@ def held_by_rule(setting: Setting, step: int) -> torch.Tensor | None:
         return torch.arange(step + 1)
     if method.window is None:
         return None
-    start, budget = method.window.start_size, method.budget
-    over = step - budget
-    held = step if over < 0 else budget + over % (setting.buffer + 1)
-    front = min(start, held)
+    slots = Slots(method.window, setting.buffer)
+    held, front = slots.used(step), slots.front(step)
     return torch.cat((torch.arange(front), torch.arange(step - (held - front), step + 1)))

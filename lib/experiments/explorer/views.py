@@ -1,14 +1,12 @@
 """What the explorer shows, as plain numbers and words: drawn by the page, and by `figure.py`."""
 
-import math
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 
-from lib.measure.limits import decoding_work, least_seconds
+from lib.measure.limits import cache_bytes_per_token, decoding_work, least_seconds
 from lib.measure.machine import Machine
-from lib.measure.stats import by_position, log_edges, ppl_ci, ppl_ratio_ci, stretches
+from lib.measure.stats import for_json, log_edges, nll_by_position, ppl_ci, ppl_ratio_ci, stretches
 
 from .reading import Look
 from .setting import Setting, held_by_rule
@@ -22,13 +20,12 @@ def curve(nll: torch.Tensor, done: int) -> dict:
     edges = log_edges(16, len(nll), per_octave=2)
     edges = edges[edges <= done]
     part = stretches(nll[:done])
-    found = {"done": done, "total": len(nll), "ppl": _numbers(ppl_ci(part))}
+    found = {"done": done, "total": len(nll), "ppl": for_json(ppl_ci(part))}
     found |= {"x": [], "y": [], "low": [], "high": []}
     if len(edges) > 1:
-        table = by_position(nll[None], edges)
-        columns = {"y": "ppl", "low": "ppl_low", "high": "ppl_high"}
-        found["x"] = _numbers(table.position)
-        found |= {name: _numbers(np.log(table[column])) for name, column in columns.items()}
+        table = nll_by_position(nll[None], edges)
+        columns = {"x": "position", "y": "nll", "low": "nll_low", "high": "nll_high"}
+        found |= {name: for_json(table[column]) for name, column in columns.items()}
     return found
 
 
@@ -41,7 +38,7 @@ def ratios(nll: Mapping[str, torch.Tensor]) -> dict[str, list[float | None]]:
         return {}
     parts = {name: stretches(values) for name, values in nll.items()}
     chosen = parts.pop("chosen")
-    return {name: _numbers(ppl_ratio_ci(chosen, other)) for name, other in parts.items()}
+    return {name: for_json(ppl_ratio_ci(chosen, other)) for name, other in parts.items()}
 
 
 def attention(setting: Setting, step: int, look: Look | None, layer: int, head: int) -> dict | None:
@@ -71,14 +68,14 @@ def cost(model, setting: Setting, step: int, look: Look | None, machine: Machine
         held = sum(x.shape[1] - 1 for x in look.tokens) / len(look.tokens)
     elif (rule := held_by_rule(setting, step)) is not None:
         held = len(rule) - 1
-    rows = {"full": step, "chosen": held}
+    rows = {"dense": step, "chosen": held}
     found = {}
     for name, tokens in rows.items():
         if tokens is None:
             continue
         work = decoding_work(model, round(tokens))
-        per_token = decoding_work(model, 1).cache_bytes / 2
-        found[name] = {"tokens": round(tokens, 1), "bytes": round(tokens * per_token)}
+        held_bytes = round(tokens * cache_bytes_per_token(model))
+        found[name] = {"tokens": round(tokens, 1), "bytes": held_bytes}
         if machine is not None:
             found[name]["tokens_per_s"] = round(1 / least_seconds(work, machine), 1)
     return found
@@ -97,8 +94,3 @@ def pieces(tokenizer, tokens: torch.Tensor) -> list[str]:
         found.append(now[len(before) :] if ready else "")
         start, whole = (whole, end) if ready else (start, whole)
     return found
-
-
-def _numbers(values) -> list[float | None]:
-    """Five significant digits, and None for what is no number: for JSON."""
-    return [float(f"{x:.5g}") if math.isfinite(x) else None for x in map(float, values)]

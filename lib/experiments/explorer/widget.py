@@ -47,8 +47,6 @@ class ExplorerWidget(Page):
             raise TimeoutError(f"still computing after {seconds} s")
         return self.views
 
-    # --- what the page says -------------------------------------------------------------------
-
     def _changed(self, change) -> None:
         """Controls moved: the newest values are checked, and what is known is shown at once."""
         names = {x for x in change.new if change.new[x] != (change.old or {}).get(x)} - {"seq"}
@@ -96,8 +94,6 @@ class ExplorerWidget(Page):
             settled=self.controls.get("seq") if errors else None,
         )
         return bool(errors)
-
-    # --- jobs, which run in the worker's thread, and what asks for them -------------------------
 
     def _begin(self) -> None:
         """Show what is known of a new setting, and compute the rest."""

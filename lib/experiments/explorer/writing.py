@@ -6,7 +6,7 @@ import torch
 
 from lib.cache.baseline import make_cache
 from lib.cache.checks import check_ids
-from lib.measure.generation import choose_token
+from lib.measure.generation import choose_token, next_logits
 
 from .setting import Setting
 
@@ -32,17 +32,16 @@ def write(
     for index, setting in enumerate(settings):
         cache = make_cache(model, setting.compressor(), setting.buffer, setting.positions)
         for piece in ids.split(setting.chunk_size, dim=1):
-            output = model(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            last = next_logits(model, piece, cache)
             yield index, None
         caches.append(cache)
-        logits.append(output.logits[:, -1])
+        logits.append(last)
     draws = [torch.Generator(ids.device).manual_seed(seed) for _ in settings]
     for _ in range(new_tokens):
         for index, cache in enumerate(caches):
             token = choose_token(logits[index], temperature, draws[index])
             yield index, int(token)
-            output = model(input_ids=token, past_key_values=cache, use_cache=True)
-            logits[index] = output.logits[:, -1]
+            logits[index] = next_logits(model, token, cache)
 
 
 def side_by_side(

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from lib.measure.perplexity import Evaluation
+from lib.measure.quality import accuracy_change, ppl_change
 from lib.measure.rows import BASELINE
-from lib.measure.stats import mean_ci, ppl_ratio_ci, size_beside, verdict, with_interval
+from lib.measure.stats import size_beside, verdict, with_interval
 from lib.names import display_name
 
 
@@ -41,6 +42,7 @@ LITERATURE = (
     ),
     Reported(_NORMS, "l2_ratio_0.5_1024", 0.0),  # half the cache without loss
 )
+CHANGES = {"perplexity": ppl_change, "accuracy": accuracy_change}
 LOSS = 5.0  # percent within which a row is about as good as dense attention
 
 
@@ -59,18 +61,11 @@ def literature_table(results: Mapping[str, Evaluation]) -> pd.DataFrame:
         row = {"source": one.source, "pattern": pattern, "measure": one.measure}
         row["theirs_%"] = one.change
         pair = [results.get(name) for name in (one.method, BASELINE)]
-        change = (float("nan"),) * 3 if None in pair else _change(*pair, one.measure)
+        missing = None in pair
+        change = (float("nan"),) * 3 if missing else CHANGES[one.measure](*pair)
         row |= with_interval("ours", change, "_%")
         side = 0 if abs(one.change) < LOSS else int(math.copysign(1, one.change))
-        row["verdict"] = "not run" if None in pair else verdict(*change[1:], side, 0, LOSS)
-        row["size"] = "not run" if None in pair else size_beside(change[1:], (one.change,) * 2, 0)
-        rows.append(row | {"n_texts": len(pair[0].nll) if None not in pair else float("nan")})
+        row["verdict"] = "not run" if missing else verdict(*change[1:], side, 0, LOSS)
+        row["size"] = "not run" if missing else size_beside(change[1:], (one.change,) * 2, 0)
+        rows.append(row | {"n_texts": float("nan") if missing else len(pair[0].nll)})
     return pd.DataFrame(rows)
-
-
-def _change(own: Evaluation, base: Evaluation, measure: str) -> tuple[float, ...]:
-    """Change of perplexity or of accuracy in percent of the base's, and its interval over texts."""
-    if measure == "perplexity":
-        return tuple(100 * (ratio - 1) for ratio in ppl_ratio_ci(own.nll, base.nll))
-    gain = mean_ci((own.correct.float() - base.correct.float()).mean(-1).numpy())
-    return tuple(100 * x / (base.accuracy or float("nan")) for x in gain)

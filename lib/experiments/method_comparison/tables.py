@@ -1,4 +1,4 @@
-"""All methods at one budget, on the same texts: quality against cost."""
+"""All methods on the same texts, at each length and budget: quality against cost."""
 
 import itertools
 from collections.abc import Iterable, Mapping

@@ -134,7 +134,7 @@ def read_prompts(
     require(cut in CUTS, "cut", cut, f"one of {CUTS}")
     prompts = check_ids(model, prompts, 1)
     if cut != "chunk" and compressor is not None:
-        layers = model.config.num_hidden_layers
+        layers = model.config.get_text_config().num_hidden_layers
         budgets = {compressor.layer_budget(i, layers) for i in range(layers)}
         one = None not in budgets and len(budgets) == 1
         require(one, "cut", cut, f"'chunk' for {compressor.name}: its layers have no common budget")

@@ -13,6 +13,7 @@ import torch
 
 from lib.cache.checks import check_ids
 from lib.compressors import Compressor
+from lib.measure.generation import next_logits
 from lib.measure.rows import BASELINE, feeding_of
 from lib.progress import progress
 from lib.require import require
@@ -102,7 +103,9 @@ def token_tasks(
     return tasks
 
 
-def scatter(texts: torch.Tensor, needles: list[list[Ids]], rng: np.random.Generator):
+def scatter(
+    texts: torch.Tensor, needles: list[list[Ids]], rng: np.random.Generator
+) -> torch.Tensor:
     """`texts` (N, T) with the needles of each in place of text, in order; the first token stays.
 
     Each needle stands somewhere in a stretch of its own; all stretches are of one length.
@@ -129,8 +132,7 @@ def answer(
     cache = read_prompts(model, task.prompts, compressor, chunk_size, buffer)
     ids, said = check_ids(model, task.questions, 1), []
     for _ in range(2 * max(sum(map(len, values)) for values in task.values)):
-        given = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-        ids = model(input_ids=ids, **given).logits.argmax(-1)  # (N, 1)
+        ids = next_logits(model, ids, cache).argmax(-1, keepdim=True)  # (N, 1)
         said.append(ids)
     answers = torch.cat(said, dim=1).tolist()
     return [

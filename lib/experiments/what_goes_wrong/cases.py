@@ -6,6 +6,7 @@ from functools import partial
 
 from transformers import Cache
 
+from lib.cache.baseline import LARGE_CHUNK
 from lib.cache.compressed import CompressedCache
 from lib.compressors import H2OL2, L2Compress, StreamingLLM
 
@@ -96,7 +97,7 @@ def _put_in_the_wrong_place(model, streaming: StreamingLLM, cut_chunk: int) -> d
         "keys not turned": Case(
             "sinks stand as far away as in the text, not where they are in the cache",
             "the distance to sinks grows with the text, and training knew none beyond its context",
-            *(ours(streaming), ours(streaming, "in_cache"), 512),
+            *(ours(streaming), ours(streaming, "in_cache"), LARGE_CHUNK),
             far=True,
         ),
         "length of layer 0": Case(

@@ -15,7 +15,6 @@ from lib.plots import (
     band,
     label_line_ends,
     mark,
-    method_band,
     plain_log,
     points,
     subplots,
@@ -68,7 +67,8 @@ def ratio_by_chunk(ax: Axes, chunks: pd.DataFrame, dense: float) -> None:
 def not_turned(turning: pd.DataFrame, marks: Mapping[str, int]) -> Figure:
     """Perplexity of keys not turned over turned ones, by `position`; `marks` names positions."""
     fig, ax = subplots(figsize=(WIDTH, 3.8), layout="constrained")
-    method_band(ax, turning, "position", "ratio", "recent_only", "not turned")
+    look = {"color": VERMILLION, "marker": "v", "label": "not turned"}
+    band(ax, turning, "position", "ratio", **look)
     ax.axhline(1, color=BLACK, linewidth=1.2)
     for word, position in marks.items():
         mark(ax, position, word)
