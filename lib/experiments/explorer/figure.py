@@ -156,7 +156,8 @@ def _draw_loss(ax: Axes, session: Session, setting: Setting, step: int) -> None:
     ax.set_xlabel("position (tokens; bands: 95% over 16 stretches of each span)")
     ax.set_ylabel("NLL (nats)")
     ax.set_title("Mean PPL: " + ", ".join(told), fontsize=9)
-    ax.margins(y=0.16)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low - 0.3 * (high - low), high + 0.1 * (high - low))  # the legend's place, marks'
     ax.legend(loc="lower left", ncols=3, fontsize=8)
 
 
