@@ -6,7 +6,6 @@ between them hold, and a broken one ends the build.
 """
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -17,11 +16,12 @@ import bokeh.server
 from sphinx.application import Sphinx
 
 from lib.paths import ROOT, all_notebooks
-from lib.results.findings import findings
+from lib.results.declared import code_cells
+from lib.results.findings import FOLDERS, findings
 from lib.results.readme import filled
 
 from .explorer import explorer, read_grid
-from .pages import FOLDERS, index_page, notebook_page, what_made
+from .pages import index_page, notebook_page, what_made
 
 GRIDS = {name: ROOT / folder / "explorer_grid.json" for folder, name in FOLDERS.items()}
 # of the repository, what the pages show or link to, and which files of it are pages
@@ -89,8 +89,9 @@ def _explorer_page() -> str:
     grids = {name: read_grid(file) for name, file in GRIDS.items() if file.exists()}
     if not grids:
         return "# Explorer\n\nNo grid has been computed: `python -m lib.report.grid --help`.\n"
-    made = {name: json.loads(GRIDS[name].read_text(encoding="utf-8"))["made"] for name in grids}
-    live = next(path for path in all_notebooks() if path.stem.endswith("_explorer"))
+    made = {name: grid.pop("made") for name, grid in grids.items()}  # told below, not by a slider
+    notebooks = {path.stem: "".join(code_cells(path)) for path in all_notebooks()}
+    live = next(stem for stem, code in notebooks.items() if "lib.experiments.explorer" in code)
     scripts = [f'<script src="_static/{name}"></script>' for name in BOKEH]
     return "\n".join(
         [
@@ -108,7 +109,7 @@ def _explorer_page() -> str:
             "",
             *(line for name in made for line in what_made(made[name], f"What made it: {name}")),
             "",
-            f"With a kernel, any setting and more views: [the notebook]({live.stem}.md).",
+            f"With a kernel, any setting and more views: [the notebook]({live}.md).",
             "",
         ]
     )

@@ -57,7 +57,8 @@ def read_grid(path: Path) -> Grid:
     sinks = sorted({pair[0] for pair in pairs} | {0})
     windows = sorted({pair[1] for pair in pairs})
     whole = [w for w in windows if all(setting(s, w) in grid["settings"] for s in sinks)]
-    return {**grid["about"], "settings": grid["settings"], "sinks": sinks, "windows": whole}
+    kept = {name: grid[name] for name in ("made", "settings")}
+    return grid["about"] | kept | {"sinks": sinks, "windows": whole}
 
 
 def explorer(grids: dict[str, Grid], sinks: int = 4, window: int = 128) -> tuple[str, str]:

@@ -6,11 +6,8 @@ from pathlib import Path
 
 from lib.paths import ROOT
 from lib.results.declared import declared_outputs
-from lib.results.findings import Finding, command
+from lib.results.findings import FOLDERS, Finding, command
 from lib.results.manifest import read_manifest
-
-REFERENCE, SMOLLM2 = Path("results"), Path("results/smollm2")
-FOLDERS = {REFERENCE: "Reference model", SMOLLM2: "SmolLM2"}
 
 
 def index_page(stems: list[str], findings: list[Finding]) -> str:
@@ -93,6 +90,7 @@ def _side_by_side(file: str, entries: dict[Path, dict]) -> list[str]:
 
 
 def folded(title: str, lines: list[str]) -> list[str]:
+    """`lines` that are shown when their title is clicked."""
     return [f"```````{{dropdown}} {title}", *lines, "```````"]
 
 

@@ -8,6 +8,8 @@ from lib.paths import ROOT
 
 from .manifest import read_manifest
 
+# the results folders of the repository, by whose results they are
+FOLDERS = {Path("results"): "Reference model", Path("results/smollm2"): "SmolLM2"}
 _ROW = re.compile(
     r'^\| \[<img src="(?P<figure>[^"]+)" alt="(?P<alt>[^"]+)"[^>]*>\]\((?P<executed>[^)]+)\)'
     r" \| (?P<question>.+?)<br>\[(?P<notebook>\w+)\].*? \| (?P<text>.+) \|$",
@@ -62,7 +64,7 @@ def results_page(found: list[Finding]) -> str:
         picture = f"[{picture}]({_inside(one.executed)})"
         made = command(one.folder, one.notebook)
         lines.append(f"| {picture} | **{one.question}** {one.text} | `{made}` |")
-    for folder in (Path("results"), Path("results/smollm2")):
+    for folder in FOLDERS:
         lines += ["", f"## Files in `{folder}`", ""]
         for file, entry in read_manifest(ROOT / folder).items():
             path = _inside(folder / file)

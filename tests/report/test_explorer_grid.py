@@ -51,6 +51,6 @@ def test_only_whole_rows_of_pairs_are_offered(tmp_path):
     path = tmp_path / "grid.json"
     about = {"model": "a", "text": "b", "tokens": 9, "position": [1]}
     settings = dict.fromkeys([DENSE, "0+8", "4+8", "0+16"], {})
-    path.write_text(json.dumps({"about": about, "settings": settings}))
+    path.write_text(json.dumps({"about": about, "made": {}, "settings": settings}))
     grid = read_grid(path)
     assert (grid["sinks"], grid["windows"], grid["model"]) == ([0, 4], [8], "a")
