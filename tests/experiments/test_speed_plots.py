@@ -27,4 +27,4 @@ def test_every_row_has_a_line_in_every_panel():
     assert all(len(ax.lines) == 3 for ax in fig.axes)
     (legend,) = fig.legends
     shown = [text.get_text() for text in legend.get_texts()]
-    assert shown == ["dense", "dense, StaticCache", "sinks + window 8"]
+    assert shown == ["dense, DynamicCache", "dense, StaticCache", "sinks + window 8"]
