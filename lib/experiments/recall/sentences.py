@@ -18,14 +18,16 @@ def leaders(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_told(table: pd.DataFrame) -> str:
-    """Who recalls most of the methods in `table`, a row each, and how much."""
+    """Who recalls most of the methods in `table`, a row each, how much, and if that is a tie."""
     best = leaders(table)
     if best.empty:
         return "all methods none"
     if len(best) > 1:
         share = best["accuracy_%"].iloc[0]
         return f"{len(best)} of {len(table)} methods, level at the top, {share:.3g}%"
-    return f"the best method, {display_name(best.group.iloc[0])}, {estimate(best.iloc[0])}"
+    others = table.drop(best.index)["accuracy_%_high"]
+    tie = ", not told apart from the next" if others.max() >= best["accuracy_%_low"].iloc[0] else ""
+    return f"the best method, {display_name(best.group.iloc[0])}, {estimate(best.iloc[0])}{tie}"
 
 
 def copying_title(methods: pd.DataFrame, dense: pd.Series) -> str:
