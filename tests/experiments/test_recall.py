@@ -129,6 +129,15 @@ def test_what_the_titles_of_recall_say():
     assert f"{spearmanr(*ranks).statistic:+.2f}" in agreement(table)
 
 
+def test_the_best_of_methods_is_called_a_tie_where_intervals_meet():
+    table = rows([10, 60, 20], [1, 1, 1])
+    table["accuracy_%_low"], table["accuracy_%_high"] = [5, 45, 10], [15, 75, 44]
+    assert best_told(table) == "the best method, b, 60% (45 to 75)"
+    table.loc[2, "accuracy_%_high"] = 45  # of the runner-up, not of the row behind the best
+    assert best_told(table) == "the best method, b, 60% (45 to 75), not told apart from the next"
+    assert best_told(table[1:2]) == "the best method, b, 60% (45 to 75)"
+
+
 def test_titles_name_no_best_where_none_is():
     level = rows([50, 0, 50, 50], [2.0, 2.0, 3.0, 2.0])
     assert leaders(level).group.tolist() == ["a", "c", "d"]
