@@ -320,7 +320,7 @@ def test_what_is_said_of_tasks_cuts_and_streams():
     )
     said = tasks_told(tasks)
     assert "Single needle in 64 tokens: dense attention finds 90% (0 to 100) of 8 values" in said
-    assert "the best method, tova_32, 40% (0 to 100)." in said
+    assert "the best method, tova_32, 40% (0 to 100), not told apart from the next." in said
     assert said.endswith("25% (0 to 100) of 8 values, so that the others are not asked.")
     cuts = rows(method="tova_32", cut=list(CUTS), **{"accuracy_%": [10.0, 20.0, 70.0]})
     said = cut_told(cuts, "tova_32")
