@@ -2,8 +2,9 @@
 
     python benchmarks/decoding.py
 
-Random weights and random contexts: the time of a step depends on shapes only. Writes the tables
-`decoding` and `decoding_cuts` under results/, as CSV and Markdown.
+Random weights and random contexts: the time of a step depends on shapes only. On a GPU the defaults
+are larger shapes and longer contexts, in bfloat16. Writes the tables `decoding` and `decoding_cuts`
+under results/, as CSV and Markdown.
 """
 
 import argparse
@@ -23,7 +24,10 @@ from lib.results.provenance import machine_line, run_by_script
 
 STATIC_ROW = "static_cache"
 EARLY = 1000  # the token against which a late one is held
+CONTEXTS = [512, EARLY, 2048, 8192, 32000]
 SHAPES = ["reference", "EleutherAI/pythia-70m", "HuggingFaceTB/SmolLM2-135M"]
+GPU_CONTEXTS = [512, EARLY, 8192, 32000, 128000]
+GPU_SHAPES = ["HuggingFaceTB/SmolLM2-135M", "EleutherAI/pythia-2.8b"]
 # what a page shows of the table
 SHOWN = ["shape", "context", "method", "tpot_ms", "speedup", "static_speedup"]
 SHOWN += ["against_as_many", "limit_%"]
@@ -33,10 +37,13 @@ BUFFER = 64  # tokens that pile up between two cuts
 
 
 def arguments() -> argparse.ArgumentParser:
+    gpu = torch.cuda.is_available()
+    shapes, contexts = (GPU_SHAPES, GPU_CONTEXTS) if gpu else (SHAPES, CONTEXTS)
+    dtypes = ["bfloat16"] if gpu else ["float32", "bfloat16"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", nargs="+", default=SHAPES)
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--contexts", nargs="+", type=int, default=[512, EARLY, 2048, 8192, 32000])
+    parser.add_argument("--shapes", nargs="+", default=shapes)
+    parser.add_argument("--dtypes", nargs="+", default=dtypes, help="of the cuts: the first")
+    parser.add_argument("--contexts", nargs="+", type=int, default=contexts)
     parser.add_argument("--cache", type=int, default=512, help="budget in tokens, one of contexts")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
@@ -50,10 +57,10 @@ def load(shape: str, dtype: str):
 
 
 def cuts(shape: str, options: argparse.Namespace) -> pd.DataFrame:
-    """One row per method and repeat: what a cut takes in float32."""
+    """One row per method and repeat: what a cut takes."""
     kinds = {"include_baseline": False, "include_recent_only": False}
     methods = rows_of(["streaming", *LOOKING], [options.cache], **kinds)
-    runs = cut_cost(load(shape, "float32"), methods, BUFFER, options.repeats)
+    runs = cut_cost(load(shape, options.dtypes[0]), methods, BUFFER, options.repeats)
     return runs.assign(shape=shape.split("/")[-1])
 
 
@@ -125,7 +132,8 @@ def main() -> None:
     caption = (
         f"A cut in decoding, once in {BUFFER + 1} steps: milliseconds of a step that cuts nothing, "
         f"what the step with the cut takes more, and that in percent of the steps between. "
-        f"Batch 1, float32, medians and quartiles over n interleaved repeats. {machine_line()}."
+        f"Batch 1, {options.dtypes[0]}, medians and quartiles over n interleaved repeats. "
+        f"{machine_line()}."
     )
     save_table(table, "decoding_cuts", caption)
     print(table.to_string(index=False))

@@ -39,7 +39,8 @@ def measure(name: str, options: argparse.Namespace) -> pd.DataFrame:
     """One row per method, chunk and repeat; in each repeat another order, the first warms up."""
     model, tokenizer = load_model(name)
     ids = load_tokens("docs", tokenizer, options.tokens)
-    flops, gemm = evaluation_flops(model, len(ids), options.cache), measure_machine().gemm
+    flops = evaluation_flops(model, len(ids), options.cache)
+    gemm = measure_machine(model.device, model.dtype).gemm
     kinds = {"include_baseline": False, "include_recent_only": False}
     methods = rows_of(["streaming", "streaming_lazy", *options.methods], [options.cache], **kinds)
     cells, rows = [(chunk, x) for chunk in options.chunks for x in methods], []
