@@ -17,6 +17,16 @@ def leaders(table: pd.DataFrame) -> pd.DataFrame:
     return table[np.isclose(table["accuracy_%"], most) & (most > 0)]
 
 
+def tie(table: pd.DataFrame) -> str:
+    """What to add behind the one row that recalls most: whether its interval meets another's."""
+    best = leaders(table)
+    if len(best) != 1:
+        return ""
+    others = table.drop(best.index)["accuracy_%_high"]
+    met = others.max() >= best["accuracy_%_low"].iloc[0]
+    return ", not told apart from the next" if met else ""
+
+
 def best_told(table: pd.DataFrame) -> str:
     """Who recalls most of the methods in `table`, a row each, how much, and if that is a tie."""
     best = leaders(table)
@@ -25,9 +35,8 @@ def best_told(table: pd.DataFrame) -> str:
     if len(best) > 1:
         share = best["accuracy_%"].iloc[0]
         return f"{len(best)} of {len(table)} methods, level at the top, {share:.3g}%"
-    others = table.drop(best.index)["accuracy_%_high"]
-    tie = ", not told apart from the next" if others.max() >= best["accuracy_%_low"].iloc[0] else ""
-    return f"the best method, {display_name(best.group.iloc[0])}, {estimate(best.iloc[0])}{tie}"
+    first = f"{display_name(best.group.iloc[0])}, {estimate(best.iloc[0])}"
+    return f"the best method, {first}{tie(table)}"
 
 
 def copying_title(methods: pd.DataFrame, dense: pd.Series) -> str:
