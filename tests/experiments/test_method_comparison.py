@@ -25,6 +25,7 @@ from lib.experiments.method_comparison.plots import (
 )
 from lib.experiments.method_comparison.sentences import (
     against_base,
+    beaten_in_words,
     front_in_words,
     lead_in_words,
     leading,
@@ -32,6 +33,7 @@ from lib.experiments.method_comparison.sentences import (
     on_all,
 )
 from lib.experiments.method_comparison.tables import (
+    beaten,
     by_group,
     cost_table,
     ends_apart,
@@ -125,6 +127,19 @@ def test_the_literature_stands_beside_what_was_run():
     assert own["theirs_%"] == -1.6
     large = rows.loc["window 512 against dense", "perplexity"]
     assert large["theirs_%"].tolist() == pytest.approx([9.5, 111.56], abs=0.01)
+    assert table.groupby("pattern").claim.nunique().max() == 1  # one of perplexity and accuracy
+    assert set(table.claim[table["theirs_%"].abs() > 7]) == {"worse"}
+
+
+def test_a_claim_is_judged_alike_by_perplexity_and_accuracy():
+    """Far worse than dense in both is "worse" in both, whatever the size of the reported change."""
+    dense = random_results(0, ["baseline"], 7, 99)["baseline"]
+    right = torch.rand(7, 99, generator=torch.Generator().manual_seed(2))
+    dense = replace(dense, correct=right < 0.6)
+    bad = replace(dense, nll=dense.nll + 1, correct=right < 0.3)
+    table = literature_table({"baseline": dense, "recent_only_512": bad, "streaming_1024": bad})
+    verdicts = table[table.verdict != "not run"].groupby("claim").verdict.unique()
+    assert verdicts.map(list).to_dict() == {"worse": ["holds"], "as good": ["does not hold"]}
 
 
 def test_the_size_of_a_change_is_held_against_theirs():
@@ -163,10 +178,27 @@ def test_the_level_rows_and_what_they_cost():
     assert level.method.tolist() == ["tova_32", "h2o_32", "snapkv_32", "h2o_64"]
     assert level.group.tolist() == ["tova", "h2o", "snapkv", "h2o"]
     assert level.budget.tolist() == [32, 32, 32, 64]
-    three = level[:3].assign(**{"ms_change_%": [-50.0, 0.0, 10.0]})
+    three = level[:3].assign(**{"ms_change_%": [-50.0, 0.0, 10.0], "ppl": [3.0, 2.0, 4.0]})
     assert level_against_base(three, "dense", "ms", "time") == (
-        "9 tokens, 32 kept: the 3 lowest perplexities are not told apart; "
-        "time 0.50 to 1.10 of dense"
+        "9 tokens, 32 kept: h2o lowest, 2 not told apart from it; time 0.50 to 1.10 of dense"
+    )
+
+
+def test_a_row_is_beaten_only_where_quartiles_part():
+    rows = pd.DataFrame(
+        [
+            ("tova_32", 3.0, 5.0, 6.0),
+            ("h2o_32", 3.0, 6.1, 7.0),  # as good and slower
+            ("snapkv_32", 4.0, 6.0, 9.0),  # worse, but its times meet those of the first
+            ("keydiff_32", 2.0, 8.0, 9.0),  # slower than all and best
+            ("lagkv_32", 5.0, 10.0, 12.0),  # worse and slower than all
+        ],
+        columns=["method", "ppl", "ms_q1", "ms_q3"],
+    ).assign(ms=[5.5, 6.5, 7.0, 8.5, 11.0])
+    found = beaten(rows, "ms")
+    assert found.method.tolist() == ["h2o_32", "lagkv_32"]
+    assert beaten_in_words({9: found, 2024: found[:0]}) == (
+        "at 9 tokens h2o_32, lagkv_32; at 2,024 tokens no row"
     )
 
 

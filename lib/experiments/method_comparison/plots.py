@@ -93,9 +93,10 @@ def quality_vs_cost(
     labels: tuple[str, str],
     bright: Sequence[str],
 ) -> Figure:
-    """`ratio`, of perplexities, against `column`: a panel for each length, the best on a line.
+    """`ratio`, of perplexities, against `column`: a panel for each length of `fronts`.
 
-    The line is that of `fronts`; the groups `bright` have their own looks, all others are grey.
+    A line joins a front, which may be empty; the groups `bright` have their own looks, all others
+    are grey.
     """
     look = {"figsize": (WIDTH, 3.6 * len(fronts) + 1.2), "layout": "constrained"}
     fig, axes = subplots(len(fronts), 1, squeeze=False, **look)

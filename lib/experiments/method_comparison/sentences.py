@@ -25,16 +25,17 @@ def leading(timed: pd.DataFrame) -> pd.Series:
 
 
 def level_against_base(level: pd.DataFrame, base: str, column: str, word: str) -> str:
-    """The rows of lowest perplexity that are not told apart, and the span of what they cost.
+    """Whose perplexity is lowest, how many are not told apart from it, and the span of their cost.
 
     `against_base` where it is one row; `column` is the cost's, `word` what it is called.
     """
     if len(level) == 1:
         return against_base(level.iloc[0], base, {column: word})
-    cost, first = 1 + level[f"{column}_change_%"] / 100, level.iloc[0]
+    cost, first = 1 + level[f"{column}_change_%"] / 100, level.loc[level.ppl.idxmin()]
     return (
-        f"{first.length:,} tokens, {first.budget:.0f} kept: the {len(level)} lowest perplexities "
-        f"are not told apart; {word} {cost.min():.2f} to {cost.max():.2f} of {base}"
+        f"{first.length:,} tokens, {first.budget:.0f} kept: {display_name(first.group)} lowest, "
+        f"{len(level) - 1} not told apart from it; {word} {cost.min():.2f} to {cost.max():.2f} "
+        f"of {base}"
     )
 
 
@@ -48,6 +49,12 @@ def against_base(row: pd.Series, base: str, costs: Mapping[str, str]) -> str:
         parts.append(f"{word} {row[f'{column}_change_%']:+.0f}%{spread}")
     at = f"{display_name(row.method)} at {row.length:,} tokens against {base}"
     return f"{at}: {', '.join(parts)}"
+
+
+def beaten_in_words(beaten: Mapping[int, pd.DataFrame]) -> str:
+    """The rows that are `beaten` at each length, as a list in words."""
+    names = {n: ", ".join(map(display_name, rows.method)) for n, rows in beaten.items()}
+    return "; ".join(f"at {n:,} tokens {rows or 'no row'}" for n, rows in names.items())
 
 
 def on_all(fronts: Mapping[int, pd.DataFrame]) -> str:

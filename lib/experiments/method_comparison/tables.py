@@ -187,6 +187,13 @@ def pareto_front(table: pd.DataFrame, *costs: str) -> pd.DataFrame:
     return table[~(no_worse & better).any(axis=0)].sort_values(costs[0])
 
 
+def beaten(table: pd.DataFrame, cost: str) -> pd.DataFrame:
+    """Rows that cost more than one of no higher perplexity, quartiles apart."""
+    ppl, low, high = (table[x].to_numpy(dtype=float) for x in ("ppl", f"{cost}_q1", f"{cost}_q3"))
+    beats = (ppl[:, None] <= ppl[None]) & (high[:, None] < low[None])  # [i, j]: i beats j
+    return table[beats.any(axis=0)].sort_values(cost)
+
+
 def recommended(table: pd.DataFrame, share: float = 0.1) -> pd.DataFrame:
     """For each length the rows of a comparison that `RULES` choose, one for each goal.
 
