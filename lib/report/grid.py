@@ -19,6 +19,7 @@ from lib.measure.perplexity import evaluate
 from lib.measure.stats import for_json, log_edges, middle, nll_by_position, ppl_ci, stretches
 from lib.paths import atomic_path
 from lib.progress import progress
+from lib.results.code import loss_code
 from lib.results.provenance import entry
 
 SINKS = [0, 1, 2, 3, 4, 6, 8, 12, 16]
@@ -53,7 +54,7 @@ def make_grid(
     middles = [round(middle(*span)) for span in pairwise(edges.tolist())]
     about = {"model": model_name, "text": text, "tokens": len(tokens), "position": middles}
     now = entry(CAPTION)
-    about["made_of"] = [now["lib_sha256"], now["models"][-1], now["texts"][-1]]
+    about["made_of"] = [loss_code(), now["models"][-1], now["texts"][-1]]
     grid = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"settings": {}}
     if grid.get("about", about) != about:
         raise ValueError(f"{path} is of another model, text or code: give another --out")

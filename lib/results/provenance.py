@@ -45,6 +45,7 @@ def entry(caption: str) -> dict[str, Any]:
         **loaded(),
         "packages": _packages(),
         "machine": machine_line(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "rates": _rates(models[0]["device"] if models else "cpu"),
         "seconds": round((utc_now() - begin).total_seconds()),

@@ -118,7 +118,8 @@ def verify(notebook: Path, results: Path) -> list[str] | None:
             again = read_rows(Path(folder) / file)
             lines = differences(committed[file], again, tolerance)
             found += [f"{file}: {line}" for line in lines]
-    return found
+        new = sorted(set(tables_of(notebook, now)) - set(committed))
+    return found + [f"{file}: not among the committed ones" for file in new]
 
 
 def defaults_changed(notebook: Path, made: dict) -> bool:
@@ -128,7 +129,9 @@ def defaults_changed(notebook: Path, made: dict) -> bool:
 
 
 def _same_machine(before: dict, now: dict) -> bool:
-    return all(name in before and before[name] == now[name] for name in ("machine", "threads"))
+    """By all that is noted: other sums come of other instructions, whatever a machine is called."""
+    facts = ("machine", "instructions", "threads")
+    return all(name in before and before[name] == now[name] for name in facts)
 
 
 def main() -> None:
@@ -139,19 +142,22 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="default: results")
     arguments = parser.parse_args()
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    failed = False
+    failed, compared = False, 0
     results = arguments.results.resolve()
     try:
         for notebook in choose(arguments.notebooks):
             print(f"{notebook.stem} ... ", end="", flush=True)
             found = verify(notebook, results)
             failed |= bool(found)
+            compared += found is not None
             told = "the same" if found == [] else "nothing to compare"
             print("\n  ".join(["DIFFERS", *found]) if found else told, flush=True)
     except NotebookError as error:
         sys.exit(f"failed\n{error}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    if not compared:
+        sys.exit(f"error: nothing was compared: {results} has no numbers of these notebooks")
     sys.exit(1 if failed else 0)
 
 

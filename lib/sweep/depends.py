@@ -58,9 +58,11 @@ def modules_of(notebook: Path) -> tuple[Path, ...]:
 
 
 def _imported(tree: ast.AST, package: tuple[str, ...]) -> Iterator[Path]:
-    """Files of `lib` that a piece of code in `package` imports."""
+    """Files of `lib` that a piece of code in `package` imports, or names as `lib.X`."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            yield from _files(f"{node.value.id}.{node.attr}")
+        elif isinstance(node, ast.Import):
             for alias in node.names:
                 yield from _files(alias.name)
         elif isinstance(node, ast.ImportFrom):

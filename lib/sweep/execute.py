@@ -43,7 +43,7 @@ def execute(run: Run, attempt: int) -> None:
     note = run.log.with_suffix(".killed")
     status = note.read_text() if attempt > 1 and note.exists() else None
     if attempt == LAST_ATTEMPT and status is None:
-        status = f"error: killed {attempt - 1} times from outside, without a warning"
+        status = f"error: ended {attempt - 1} times without rows: killed, or they can't be written"
     note.unlink(missing_ok=True)
     began = time.monotonic()
     if status is None:
@@ -72,6 +72,8 @@ def _try(run: Run) -> str:
     scheduled = "SLURM_JOB_ID" in os.environ  # it holds the time, and deals out the GPUs
     limits = Limits(run.memory_gb, None if scheduled else run.minutes)
     os.environ["KVLAB_RESULTS"] = str(run.folder)
+    if not run.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else every model would take the first
     try:
         with one_gpu() if run.gpus and not scheduled else nullcontext(), limits:
             with staged_run(run.notebook, run.parameters):
@@ -80,7 +82,8 @@ def _try(run: Run) -> str:
                 )
             return _table_error(run) or OK
     except Exception as error:
-        return limits.reason or _reason(error)
+        died = type(error).__name__ == "DeadKernelError"
+        return limits.reason or (OOM if died and limits.killer_struck else _reason(error))
 
 
 def _table_error(run: Run) -> str | None:

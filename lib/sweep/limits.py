@@ -19,14 +19,15 @@ GROUPS, CGROUP_FILES = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 class Limits:
     """Kills the processes that this one has started when they take too much, in the block.
 
-    `reason` is then `"oom"` (resident memory of all of them above `memory_gb`, or the kernel's own
-    killer struck in this process's control group) or `"timeout"`, else None. `minutes=None` leaves
-    the time to a scheduler.
+    `reason` is then `"oom"` (resident memory of all of them above `memory_gb`) or `"timeout"`, else
+    None. `killer_struck` tells whether the system has killed for memory in this process's control
+    group meanwhile, whomever: others may run in it. `minutes=None` leaves the time to a scheduler.
     """
 
     def __init__(self, memory_gb: float, minutes: float | None):
         self.memory, self.minutes = memory_gb * 1e9, minutes
         self.reason: str | None = None
+        self.killer_struck = False
         self.peak = 0  # bytes, the most that was seen
 
     def __enter__(self):
@@ -39,8 +40,7 @@ class Limits:
     def __exit__(self, *error):
         self._over.set()
         self._thread.join()
-        if self.reason is None and _killed_for_memory() > self._killed_before:
-            self.reason = OOM
+        self.killer_struck = _killed_for_memory() > self._killed_before
 
     def _watch(self) -> None:
         while not self._over.wait(EVERY):

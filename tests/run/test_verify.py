@@ -47,6 +47,10 @@ def test_a_changed_number_is_told(lab):
     done = lab.call("python", "-m", "lib.run.verify", "01")
     assert "its defaults have changed since these results were made: run it again" in done.stdout
     assert done.returncode == 1
+    for wrong in (("02",), ("--results", "nowhere")):  # nothing compared is no agreement
+        done = lab.call("python", "-m", "lib.run.verify", *wrong)
+        assert done.returncode == 1
+        assert "error: nothing was compared: " in done.stderr
 
 
 @pytest.mark.parametrize("folder", ["results", "results/smollm2"])

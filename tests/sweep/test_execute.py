@@ -1,11 +1,14 @@
 """How a run ends, and what is written of it, without a kernel."""
 
+import os
 import subprocess
 import sys
 
 import pandas as pd
+import papermill
 import pytest
 import torch
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from lib.results.manifest import add_to_manifest, read_manifest
@@ -13,7 +16,7 @@ from lib.sweep import limits
 from lib.sweep.collect import collect, summary
 from lib.sweep.execute import _reason, _with_run, execute
 from lib.sweep.grid import read_runs
-from lib.sweep.limits import OOM, Limits, devices, one_gpu
+from lib.sweep.limits import Limits, devices, one_gpu
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def run(tmp_path, monkeypatch):
         (2, "timeout", "timeout"),
         (3, "timeout", "timeout"),
         (2, "error: ended from outside after 9 s", "error: ended from outside after 9 s"),
-        (3, None, "error: killed 2 times from outside, without a warning"),
+        (3, None, "error: ended 2 times without rows: killed, or they can't be written"),
     ],
 )
 def test_what_a_killed_attempt_left_becomes_a_row(run, attempt, note, status):
@@ -80,14 +83,38 @@ def test_limits_kill_what_was_started(memory_gb, minutes, program, reason, signa
     assert held.reason == reason
 
 
-def test_the_kernels_own_killer_is_told_by_its_count(monkeypatch, tmp_path):
-    """Another process ends by signal, and the count of the control group has grown meanwhile."""
-    counts = iter((3, 3, 3, 4))
+@pytest.mark.parametrize(
+    ("counts", "error", "status"),
+    [
+        ((3, 3), DeadKernelError("Kernel died"), "error: DeadKernelError: Kernel died"),
+        ((3, 4), DeadKernelError("Kernel died"), "oom"),
+        # the system has killed another run of the same control group
+        ((3, 4), cell_error("ValueError", "bad"), "error: ValueError: bad"),
+    ],
+)
+def test_the_systems_own_killer_is_told_by_its_count(run, monkeypatch, counts, error, status):
+    """The count of the control group has grown while the notebook's kernel died."""
+    counts = iter(counts)
     monkeypatch.setattr(limits, "_killed_for_memory", lambda: next(counts))
-    for reason in (None, OOM):
-        with Limits(4, 1) as held:
-            subprocess.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
-        assert held.reason == reason
+
+    def ended(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(papermill, "execute_notebook", ended)
+    execute(run, 1)
+    assert pd.read_csv(run.rows).status.tolist() == [status]
+
+
+def test_a_run_without_gpus_sees_none(run, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    seen = []
+    monkeypatch.setattr(
+        papermill,
+        "execute_notebook",
+        lambda *args, **kwargs: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]),
+    )
+    execute(run, 1)
+    assert seen == [""]
 
 
 def test_the_count_is_read_from_the_control_group(monkeypatch, tmp_path):

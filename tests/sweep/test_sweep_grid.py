@@ -5,8 +5,9 @@ import re
 import pytest
 import yaml
 
-from lib.paths import NOTEBOOKS, PARAMS
-from lib.results.declared import declared_outputs
+import lib
+from lib.paths import NOTEBOOKS, PARAMS, ROOT, all_notebooks
+from lib.results.declared import code_cells, declared_outputs
 from lib.sweep.depends import modules_of, version_of
 from lib.sweep.grid import read_runs
 
@@ -94,6 +95,16 @@ def test_a_notebook_depends_on_what_it_reaches():
     reached = {path.stem: path for path in modules_of(NOTEBOOKS / "04_method_comparison.ipynb")}
     assert {"quality", "perplexity", "rope", "models", "h2o", "tables", "save"} <= reached.keys()
     assert not {"recall", "trainer", "chat", "papermill_plugin"} & reached.keys()
+
+
+@pytest.mark.parametrize("notebook", all_notebooks(), ids=lambda notebook: notebook.stem)
+def test_every_public_name_that_a_notebook_uses_is_reached(notebook):
+    """Imported by name, or used as `lib.load_model`: by the words of its cells, whoever parses."""
+    source = "\n".join(code_cells(notebook))
+    homes = {module for name, module in lib._HOME.items() if re.search(rf"\b{name}\b", source)}
+    files = {ROOT.joinpath("lib", *module.split(".")).with_suffix(".py") for module in homes}
+    assert homes  # every notebook uses some
+    assert {file for file in files if file.is_file()} <= set(modules_of(notebook))
 
 
 def test_the_version_changes_with_the_text_and_the_model_that_are_named(tmp_path):

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import lib.cache
-import lib.compressors
 from lib.paths import atomic_path, cache_dir
+from lib.results.code import loss_code
 
 from .setting import Setting
 
@@ -46,19 +45,16 @@ def _digest(*parts: bytes) -> str:
 
 
 def _code() -> bytes:
-    """The modules that a loss depends on: another version of them computes anew."""
-    folders = [Path(path) for package in (lib.cache, lib.compressors) for path in package.__path__]
-    files = [path for folder in folders for path in sorted(folder.glob("*.py"))]
-    here = inspect.getsource(inspect.getmodule(Setting))
-    return (
-        b"".join(path.read_bytes() for path in files) + here.encode() + torch.__version__.encode()
-    )
+    """The code that a loss hangs on, and what a setting is: another version computes anew."""
+    return (loss_code() + inspect.getsource(inspect.getmodule(Setting))).encode()
 
 
 def _weights(model) -> bytes:
-    """A model's config and the beginning of each of its weights."""
-    parts = [model.config.to_json_string().encode()]
+    """A model's config and device, and of each weight the beginning and the sum."""
+    parts = [f"{model.config.to_json_string()}{model.device}".encode()]
     for name, weight in model.named_parameters():
-        start = weight.detach().flatten()[:256].float().cpu().numpy().tobytes()
-        parts.append(f"{name}{tuple(weight.shape)}{weight.dtype}".encode() + start)
+        weight = weight.detach()
+        total = weight.sum(dtype=torch.float64).item()
+        start = weight.flatten()[:256].float().cpu().numpy().tobytes()
+        parts.append(f"{name}{tuple(weight.shape)}{weight.dtype}{total!r}".encode() + start)
     return b"".join(parts)
