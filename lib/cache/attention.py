@@ -137,7 +137,8 @@ def _append_sink_logits(query, key, step, rope):
     turned = rope.turn(query.to(exact), step.sink_delta[:, None])  # (B, H, n, D)
     unit = 2.0**10 if key.dtype == torch.float16 else 1.0
     highest = torch.finfo(query.dtype).max
-    logits = _by_group(turned, key.shape[1]) @ sinks.to(exact)[:, :, None].mT / unit
+    with torch.autocast(query.device.type, enabled=False):  # which would round them to 16 bits
+        logits = _by_group(turned, key.shape[1]) @ sinks.to(exact)[:, :, None].mT / unit
     logits = logits.flatten(1, 2).clamp(-highest, highest)  # (B, H, n, front)
     parts = [logits.to(query.dtype)]
     if query.dtype != exact:  # 16 bits round them too coarsely: the rest rides along as well

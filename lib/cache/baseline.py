@@ -35,8 +35,9 @@ def make_cache(
         what = "None or a Compressor; a static cache needs its room"
         require(room > 0, "compressor", compressor, what)
         check_method(None, positions, buffer, prefill)
+        check_checkpointing(transformers_model(model))
         check_limit(length_limit(model.config), room)
-        return StaticCache(config=model.config, max_cache_len=room)
+        return DenseStatic(config=model.config, max_cache_len=room)
     if compressor is not None:
         return CompressedCache(model, compressor, buffer, positions, prefill, static)
     check_method(None, positions, buffer, prefill)
@@ -48,6 +49,10 @@ def make_cache(
 
 class Dense(DynamicCache):
     """A `DynamicCache` that stays one where streaming is enabled."""
+
+
+class DenseStatic(StaticCache):
+    """A `StaticCache` that stays one where streaming is enabled."""
 
 
 def streams(compressor: Compressor | str | None) -> bool:

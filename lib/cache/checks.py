@@ -26,7 +26,9 @@ def check_config(config: PreTrainedConfig, compressor: Compressor, buffer: int) 
 
 def window_of(config: PreTrainedConfig) -> int | None:
     """The window of tokens that a model of this config attends to by itself, in some layers."""
-    used = getattr(config, "use_sliding_window", True)
+    kinds = getattr(config, "layer_types", None)
+    used = kinds is None or "sliding_attention" in kinds
+    used = used and getattr(config, "use_sliding_window", True)
     return getattr(config, "sliding_window", None) if used else None
 
 
@@ -116,6 +118,12 @@ def check_output_attentions(wanted: bool, ours: bool, masked: bool) -> None:
         "and with padding: give the prompt in pieces that fit the cache, without padding"
     )
     require(not (wanted and (ours or masked)), "output_attentions", wanted, what)
+
+
+def check_takes_masks(attention: str) -> None:
+    """Refuse attention implementations (kernels of the hub, too) that take no mask of ours."""
+    ok = not any(name in attention for name in ("flash", "flex", "paged"))
+    require(ok, "attn_implementation", attention, "'sdpa' or 'eager'")
 
 
 def left_pads(attention_mask: torch.Tensor, columns: int) -> torch.Tensor:

@@ -26,6 +26,7 @@ from .checks import (
     check_model,
     check_output_attentions,
     check_positions,
+    check_takes_masks,
     new_pads,
 )
 from .holding import Holding
@@ -38,7 +39,6 @@ from .window import WindowStore
 
 # float32 angles lose precision with the position, so positions start again every so many tokens
 REBASE_EVERY = 1024
-NO_MASK = ("flash_attention_2", "flash_attention_3", "flex_attention")
 
 
 class CompressedCache(Holding):
@@ -51,8 +51,8 @@ class CompressedCache(Holding):
     all of itself and is cut afterwards, as it always is for methods that look at the keys (with
     padding its mask grows with the square of its length).
     `static`: steps of one token have fixed shapes, for torch.compile.
-    Made from a config alone, it can't know of padding or attention, nor stream a prompt past the
-    budget.
+    Made from a config alone, it can't know of padding, attention or gradient checkpointing, nor
+    stream a prompt past the budget.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class CompressedCache(Holding):
     def reset(self) -> None:
         """Forget everything: the next token begins a new stream."""
         self.seen = self.position = 0
-        self._step, self._midway = None, False
+        self._step, self._midway, self.under_way = None, False, False
         self.store.reset()
         super().reset()
 
@@ -163,7 +163,7 @@ class CompressedCache(Holding):
         The caller's `position_ids` must be what the cache counts; `weights` are asked of attention.
         """
         require_int("n", n, 1)
-        if self._midway:
+        if self._midway or self.under_way:
             raise RuntimeError("the step before failed midway: reset() the cache and begin again")
         if self.layers[0].recording == math.inf and self.prefill == "dense":
             self._require_whole(self.seen + n)
@@ -184,7 +184,7 @@ class CompressedCache(Holding):
                 step = replace(step, layers=self.layers)
             kwargs |= carrier(step, device, self.dtype)
         elif n == 1 and (padded or self.static):
-            require(attention not in NO_MASK, "attn_implementation", attention, "'sdpa' or 'eager'")
+            check_takes_masks(attention)
             size = self.store.size if self.static else None
             kwargs["attention_mask"] = mask_of_one(step, size, device, self.dtype)
         elif n == 1 and attention == "eager":  # its own mask would have the length of layer 0
@@ -242,5 +242,5 @@ class CompressedCache(Holding):
             return
         name, ok = self.compressor.name, self.compressor.window is not None
         require(ok, "attention_mask", "padding", f"rows of one length for {name}, or batch size 1")
-        require(attention not in NO_MASK, "attn_implementation", attention, "'sdpa' or 'eager'")
+        check_takes_masks(attention)
         self.store.pads = pads

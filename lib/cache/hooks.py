@@ -9,6 +9,7 @@ the same way: it is called with what the attention of each layer is given. For t
 goes to the function that the model names.
 """
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -28,6 +29,8 @@ class Announced(Cache):
     """A cache that must know of a step before the model takes it: `step` gives its arguments."""
 
     announced: torch.Tensor | None = None  # position ids of the step that was announced last
+    static = False  # whether a step of one token has a fixed shape, and is counted beforehand
+    under_way = False  # whether such a step is being read
 
     def step(
         self,
@@ -40,6 +43,15 @@ class Announced(Cache):
     ) -> dict:
         """Keyword arguments of the model's forward for the next `n` tokens."""
         raise NotImplementedError
+
+    def __deepcopy__(self, memo):
+        """A copy whose steps the model announces, too."""
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        for caches in _caches.values():
+            if self in caches:
+                caches.add(twin)
+        return twin
 
 
 # the caches of a body, which keeps its hook while one of them lives
@@ -66,6 +78,7 @@ def attach(model: torch.nn.Module, cache: Announced) -> None:
     body = body_of(model)
     if _announce not in body._forward_pre_hooks.values():
         body.register_forward_pre_hook(_announce, with_kwargs=True)
+        body.register_forward_hook(_has_read, with_kwargs=True)
     _caches.setdefault(body, WeakSet()).add(cache)
 
 
@@ -73,15 +86,19 @@ def detach(model: torch.nn.Module) -> None:
     """Remove the model's hook unless a cache needs it."""
     body = body_of(model)
     if not _caches.get(body):
-        remove_hooks(body, lambda hook: hook is _announce)
+        remove_hooks(body, lambda hook: hook in (_announce, _has_read))
 
 
 def remove_hooks(module: torch.nn.Module, which: Callable[[Callable], bool]) -> None:
-    """Remove those forward pre-hooks of which `which(hook)` is true."""
-    for key, hook in list(module._forward_pre_hooks.items()):
-        if which(hook):
-            del module._forward_pre_hooks[key]
-            module._forward_pre_hooks_with_kwargs.pop(key, None)
+    """Remove those hooks before and after the forward of which `which(hook)` is true."""
+    for hooks, with_kwargs in (
+        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+        (module._forward_hooks, module._forward_hooks_with_kwargs),
+    ):
+        for key, hook in list(hooks.items()):
+            if which(hook):
+                del hooks[key]
+                with_kwargs.pop(key, None)
 
 
 def _announce(model, args, kwargs):
@@ -107,7 +124,21 @@ def _step(model, args, kwargs):
     weights = kwargs.get("output_attentions")
     weights = getattr(model.config, "output_attentions", False) if weights is None else weights
     given = kwargs.get("attention_mask"), own, kwargs.get("position_ids"), bool(weights)
-    return (), kwargs | cache.step(n, tokens.device, *given)
+    told = cache.step(n, tokens.device, *given)
+    cache.under_way = cache.static and n == 1
+    return (), kwargs | told
+
+
+def _has_read(model, args, kwargs, output) -> None:
+    """Behind the forward, if it ends: what it has read was read to the end."""
+    cache = kwargs.get("past_key_values")
+    if isinstance(cache, Announced) and cache.under_way:
+        _read(cache)
+
+
+@torch.compiler.disable
+def _read(cache: Announced) -> None:
+    cache.under_way = False
 
 
 def by_name(model, args: tuple, kwargs: dict) -> dict:

@@ -5,6 +5,7 @@ differ by their rotation only, in every layer. What a model's code calls these t
 layers rotate and which dims, need not be known.
 """
 
+import threading
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -52,6 +53,7 @@ class LayerProbe:
 
 # by a model's body, which a wrapper and every head share
 _known: WeakKeyDictionary[torch.nn.Module, list[LayerProbe]] = WeakKeyDictionary()
+_feeding = threading.RLock()  # a model is evaluating meanwhile, whoever trains it
 
 
 def probe(model: torch.nn.Module) -> list[LayerProbe]:
@@ -61,8 +63,9 @@ def probe(model: torch.nn.Module) -> list[LayerProbe]:
     attention can't be exchanged.
     """
     body = body_of(model)
-    if body not in _known:
-        _known[body] = _probe(body)
+    with _feeding:
+        if body not in _known:
+            _known[body] = _probe(body)
     return _known[body]
 
 
@@ -95,7 +98,8 @@ def check_scale(model) -> None:
     tokens = torch.arange(1, TOKENS + 1) * config.vocab_size // (TOKENS + 1)
     tokens = tokens.repeat(2)[:, None].to(input_device(model))
     positions = torch.tensor([0, FAR]).repeat_interleave(TOKENS)[:, None].to(tokens.device)
-    calls = _feed(model, DynamicCache(config=config), tokens, positions)
+    with _feeding:
+        calls = _feed(model, DynamicCache(config=config), tokens, positions)
     for number, (_, query, _, _) in enumerate(calls):
         near, far = query.norm(dim=-1).chunk(2)
         if not torch.allclose(near, far, rtol=0.02):

@@ -7,10 +7,11 @@ import torch
 from lib.compressors import StreamingLLM
 from lib.require import require
 
-from .baseline import Dense
+from .baseline import Dense, DenseStatic
 from .compressed import CompressedCache
 from .hooks import Announced, body_of, by_name, detach, remove_hooks
 
+OURS = (Announced, Dense, DenseStatic)  # caches that stay what they are
 CANDIDATES = 64  # tokens that assisted decoding may guess wrong in one step
 
 
@@ -25,13 +26,13 @@ class Streaming:
 
     def __call__(self, model, args, kwargs) -> None:
         cache = kwargs.get("past_key_values")
-        if len(args) < 2 and (cache is None or isinstance(cache, (Announced, Dense))):
+        if len(args) < 2 and (cache is None or isinstance(cache, OURS)):
             return
         self._convert(model, by_name(model, args, kwargs).get("past_key_values"))
 
     @torch.compiler.disable
     def _convert(self, model, cache) -> None:
-        if cache is None or isinstance(cache, (Announced, Dense)):
+        if cache is None or isinstance(cache, OURS):
             return
         kind = "offloaded" if getattr(cache, "offloading", False) else type(cache).__name__
         ok = kind == "DynamicCache" and cache.get_seq_length() == 0

@@ -1,5 +1,6 @@
 """Attention maps, how strong a sink each head has in them, and how many heads have one."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,16 +9,22 @@ import torch
 
 from lib.require import require, require_int
 
+_switched = threading.RLock()
+
 
 @contextmanager
 def attention_implementation(model, name: str) -> Iterator[None]:
-    """Run a block with another attention implementation, then restore the model's own."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
+    """Run a block with another attention implementation, then restore the model's own.
+
+    Blocks of several threads wait for each other; who else runs the model meanwhile has `name`.
+    """
+    with _switched:
+        before = model.config._attn_implementation
+        model.set_attn_implementation(name)
+        try:
+            yield
+        finally:
+            model.set_attn_implementation(before)
 
 
 @torch.no_grad()

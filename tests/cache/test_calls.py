@@ -1,6 +1,8 @@
 """All the ways in which a model is called: the right numbers, or refused before the first token."""
 
+import copy
 import gc
+import re
 import threading
 import weakref
 from importlib.util import find_spec
@@ -214,6 +216,88 @@ def test_an_interrupt_between_model_and_cache_is_noticed(where, monkeypatch):
     assert (logits - literal_window(model, ids[0], START, RECENT)).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_step_of_fixed_shape_is_noticed(failure):
+    """It counts its token before the model has read it."""
+    model, ids = tiny_model("llama_gqa"), tiny_ids(1, 30)
+    cache = CompressedCache(model, METHOD, static=True)
+
+    def interrupt(*_):
+        raise failure
+
+    with torch.no_grad():
+        model(ids[:, :20], past_key_values=cache)
+        model(ids[:, 20:21], past_key_values=cache)
+        handle = model.model.layers[0].self_attn.register_forward_hook(interrupt)
+        with pytest.raises(failure):
+            model(ids[:, 21:22], past_key_values=cache)
+        handle.remove()
+        with pytest.raises(RuntimeError, match="failed midway"):
+            model(ids[:, 21:22], past_key_values=cache)
+        cache.reset()
+        logits = model(ids, past_key_values=cache).logits[0]
+    assert (logits - literal_window(model, ids[0], START, RECENT)).abs().max() < 1e-4
+
+
+def test_a_copy_of_a_cache_goes_on_when_the_first_is_gone():
+    model, ids = tiny_model("llama_gqa"), tiny_ids(1, 30)
+    cache = CompressedCache(model, METHOD)
+    with torch.no_grad():
+        model(ids[:, :20], past_key_values=cache)
+        twin = copy.deepcopy(cache)
+        assert twin.seen == 20
+        del cache
+        gc.collect()
+        disable_streaming_llm(model)
+        logits = model(ids[:, 20:], past_key_values=twin).logits[0]
+    expected = literal_window(model, ids[0], START, RECENT)[20:]
+    assert (logits - expected).abs().max() < 1e-4
+    del twin
+    gc.collect()
+    disable_streaming_llm(model)
+    assert not any(x._forward_pre_hooks or x._forward_hooks for x in model.modules())
+
+
+def test_autocast_streams():
+    """Sinks' logits stay in 32 bits: in 16 they would neither fit nor be told apart."""
+    model, ids = tiny_model("llama_gqa", torch.float32), tiny_ids(60)
+    exact = evaluate(model, ids, METHOD, 60).nll
+    with torch.autocast("cpu", torch.bfloat16):
+        whole, single = (evaluate(model, ids, METHOD, size).nll for size in (60, 1))
+        dense = evaluate(model, ids, None, 60).nll
+    rounding = (dense - evaluate(model, ids, None, 60).nll).abs().max()
+    for nll in (whole, single):
+        assert (nll - exact).abs().max() < 4 * rounding
+
+
+@pytest.mark.parametrize("name", ["flash_attention_4", "paged|flash_attention_2", "a/flash-attn"])
+def test_kernels_without_masks_are_refused_with_padding(name):
+    cache = CompressedCache(cached_model("llama_gqa"), METHOD)
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    with pytest.raises(ValueError, match=rf"attn_implementation={re.escape(repr(name))}: allowed"):
+        cache.step(3, attention_mask=mask, attention=name)
+
+
+def test_a_window_that_no_layer_has_hides_nothing():
+    model = tiny_model("qwen2", sliding_window=4, layer_types=["full_attention"] * 2)
+    ids = tiny_ids(40)
+    for method in (METHOD, FixSizeL2(8, skip_layers=())):
+        plain = tiny_model("qwen2")
+        expected, found = (evaluate(x, ids, method, 7).nll for x in (plain, model))
+        assert torch.equal(found, expected)
+
+
+def test_threads_that_make_a_models_first_cache_leave_it_training():
+    for _ in range(5):
+        model = tiny_model("llama_gqa", torch.float32).train()
+        threads = [threading.Thread(target=CompressedCache, args=(model, METHOD)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all(module.training for module in model.modules())
+
+
 def test_threads_share_a_model():
     model = tiny_model("llama_gqa", torch.float32)
     texts = [tiny_ids(200, seed=seed) for seed in range(4)]
@@ -314,6 +398,8 @@ def test_the_librarys_own_caches_stay_where_streaming_is_enabled(method):
     enable_streaming_llm(model, 1, 3, buffer=0)
     found = evaluate(model, ids, method, 7).nll, generate(model, ids, method, 5).tokens
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    if method is None:
+        assert torch.equal(generate(model, ids, "static", 5).tokens, expected[1])
 
 
 @pytest.mark.parametrize("seen", [0, 20])

@@ -5,6 +5,7 @@ import os
 import statistics
 from pathlib import Path
 
+import psutil
 from browser import SHOTS, Explorer, alone, browsing, end_kernels, needs_browser, serving
 
 pytestmark = needs_browser
@@ -73,6 +74,35 @@ def plays(explorer: Explorer) -> None:
     explorer.page.wait_for_timeout(1000)
     assert step.input_value() == last
     explorer.changes = int(explorer.root.get_attribute("data-settled"))
+
+
+def waits_for_a_kernel(explorer: Explorer) -> None:
+    """While the kernel does not answer the page says so beside the old picture, then goes on."""
+    started = psutil.Process().children(recursive=True)
+    kernels = [one for one in started if "ipykernel_launcher" in " ".join(one.cmdline())]
+    assert kernels
+    ppl = explorer.ppl("chosen")
+    for kernel in kernels:
+        kernel.suspend()
+    explorer.press("start_size", "ArrowLeft", settle=False)
+    explorer.page.wait_for_selector('.kvx.late[data-state="waiting"]')
+    assert "older than the controls" in explorer.root.locator(".status").inner_text()
+    for kernel in kernels:
+        kernel.resume()
+    explorer.settle()
+    assert explorer.root.get_attribute("data-state") != "waiting"
+    explorer.press("start_size", "ArrowRight")
+    assert explorer.ppl("chosen") == ppl
+
+
+def window_to_the_end(explorer: Explorer) -> None:
+    """The last place of the window's slider is one that the model allows."""
+    explorer.press("recent_size", "End")
+    explorer.page.wait_for_selector('.kvx[data-state="done"]')
+    window, sinks = (int(explorer.box(x).input_value()) for x in ("recent_size", "start_size"))
+    assert f"sinks + window {sinks} + {window}" in explorer.root.locator(".reading").inner_text()
+    explorer.type("recent_size", "124")
+    explorer.settle()
 
 
 def slow_model(explorer: Explorer) -> None:
@@ -164,6 +194,8 @@ def test_in_jupyterlab(tmp_path):
         explorer = Explorer.run_all(page)
         explorer.shot("lab")
         sinks_matter(explorer)
+        waits_for_a_kernel(explorer)
+        window_to_the_end(explorer)
         newest_only(explorer)
         keys_reach_all(explorer)
         plays(explorer)

@@ -17,6 +17,7 @@ const count = (x) => Math.round(x).toLocaleString("en");
 const short = (x) => (x == null ? "–" : x >= 100 ? x.toFixed(0) : x >= 10 ? x.toFixed(1) : x.toFixed(2));
 const interval = (x) => (x[1] == null ? short(x[0]) : `${short(x[0])} (${short(x[1])} to ${short(x[2])})`);
 const bytes = (x) => (x < 2 ** 20 ? `${short(x / 2 ** 10)} KiB` : `${short(x / 2 ** 20)} MiB`);
+const PATIENCE = 500; // ms
 const LOOKS = { dense: ["--dense", ""], window: ["--window", "6 3"], chosen: ["--chosen", ""] };
 
 // values of a logarithmic slider, each about a twelfth more than the one before
@@ -37,7 +38,10 @@ function render({ model, el }) {
     state.pressed[state.seq] = performance.now();
     model.set("controls", { ...model.get("controls"), ...values, seq: state.seq });
     model.save_changes();
+    setTimeout(redraw, PATIENCE + 50);
   };
+  // whether the kernel has not answered for a while: busy, dead or gone
+  const waiting = () => Object.entries(state.pressed).some(([seq, began]) => +seq > (model.get("views").seq ?? 0) && performance.now() - began > PATIENCE);
   const ask = (what) => model.send({ do: what });
 
   // --- controls -------------------------------------------------------------------------------
@@ -96,6 +100,8 @@ function render({ model, el }) {
   const whole = (high) => Array.from({ length: high + 1 }, (_, i) => i);
   const choices = () => model.get("choices");
   const least = () => Math.min(16, choices().limit);
+  const sinks = () => (choices().with_sinks.includes(model.get("controls").method) ? model.get("controls").start_size : 0);
+  const most = () => Math.max(least(), choices().limit - sinks() - model.get("controls").buffer);
   const buffers = () => [0, ...logarithmic(1, choices().most_buffer)];
   const names = h("datalist", { id: `kvx-models-${model.model_id}` }, ...["reference", "smollm2"].map((value) => h("option", { value })));
   const texts = h("datalist", { id: `kvx-texts-${model.model_id}` }, ...["docs", "typed", "wikitext", "pg19"].map((value) => h("option", { value })));
@@ -110,7 +116,7 @@ function render({ model, el }) {
     h("fieldset", { class: "group", "aria-label": "setting" },
       choosing("method", "method", "", () => choices().methods),
       sliding("start_size", "sinks", "tokens", () => whole(choices().most_sinks)),
-      sliding("recent_size", "window", "tokens, log", () => logarithmic(least(), choices().limit), "wide"),
+      sliding("recent_size", "window", "tokens, log", () => logarithmic(least(), most()), "wide"),
       sliding("buffer", "buffer", "tokens, log", buffers),
       choosing("positions", "positions", "distances", () => ({ in_cache: "in the cache", original: "in the text" }))),
     h("fieldset", { class: "group", "aria-label": "step, layer and head" },
@@ -170,7 +176,7 @@ function render({ model, el }) {
       const dots = color === "--chosen" ? path(curve, "y").map((p) => `<circle cx="${p.split(",")[0]}" cy="${p.split(",")[1]}" r="2.6" style="fill:var(${color})"/>`).join("") : "";
       return `<polygon points="${[...path(curve, "low"), ...path(curve, "high").reverse()].join(" ")}" style="fill:var(${color})" opacity=".13"/><polyline points="${path(curve, "y").join(" ")}" ${own}/>${dots}`;
     });
-    const step = model.get("controls").step, budget = model.get("controls").start_size + model.get("controls").recent_size;
+    const step = model.get("controls").step, budget = sinks() + model.get("controls").recent_size;
     const vertical = (x, text, y) => `<line class="axis" x1="${xs(x)}" x2="${xs(x)}" y1="14" y2="${H - 30}" stroke-dasharray="1 3"/><text x="${xs(x) + 3}" y="${y}">${text}</text>`;
     body.push(vertical(step, "step", H - 34), budget < last ? vertical(budget, "cache full", H - 46) : "");
     const xTicks = []; for (let x = 16; x <= last; x *= 4) xTicks.push([x, count(x)]);
@@ -246,10 +252,12 @@ function render({ model, el }) {
   function drawStatus({ status = {}, errors = {} }) {
     const { state: kind, text, done, total } = status, wrong = Object.values(errors).length;
     const words = { computing: "computing", loading: "loading", writing: "writing", stopped: "stopped: what is shown may be unfinished", failed: "failed:", done: "ready" };
-    view.status.replaceChildren(wrong ? "⚠ what is shown is the last setting that is allowed" : `${words[kind] ?? ""}${kind === "done" && text ? ":" : ""} ${text ?? ""}`);
-    const busy = !wrong && ["computing", "loading", "writing"].includes(kind);
+    const late = waiting();
+    root.classList.toggle("late", late);
+    view.status.replaceChildren(late ? "⏳ waiting for the kernel: what is shown is older than the controls" : wrong ? "⚠ what is shown is the last setting that is allowed" : `${words[kind] ?? ""}${kind === "done" && text ? ":" : ""} ${text ?? ""}`);
+    const busy = !wrong && !late && ["computing", "loading", "writing"].includes(kind);
     if (busy) view.status.prepend(h("progress", { ...(total ? { max: total, value: done } : {}), "aria-label": "progress" }));
-    root.dataset.state = wrong ? "refused" : kind;
+    root.dataset.state = late ? "waiting" : wrong ? "refused" : kind;
     for (const [name, { parts, error }] of Object.entries(fields)) {
       error.textContent = errors[name] ?? "";
       parts.forEach((part) => (errors[name] ? part.setAttribute("aria-invalid", "true") : part.removeAttribute("aria-invalid")));
@@ -269,9 +277,10 @@ function render({ model, el }) {
     if (fresh("writing")) drawWriting(views.writing);
     drawStatus(views);
     for (const name of ["python", "papermill"]) view[name].firstChild.value = views.code?.[name] ?? "";
-    const { method, text } = model.get("controls");
+    const { method, text } = model.get("controls"), budgeted = method !== "baseline";
     typed.hidden = text !== "typed";
-    fields.start_size.parts.forEach((part) => (part.disabled = method === "baseline" || method === "recent_only"));
+    fields.start_size.parts.forEach((part) => (part.disabled = !choices().with_sinks.includes(method)));
+    fields.recent_size.parts.forEach((part) => (part.disabled = !budgeted));
     fields.offset.parts[0].disabled = fields.seq_len.parts[0].disabled = text === "typed";
     shown = views;
     root.dataset.settled = String(views.settled ?? "");
@@ -293,6 +302,7 @@ function render({ model, el }) {
     state.timer = on ? setInterval(() => {
       const { step, seq } = model.get("controls"), next = step + 1;
       if (next >= choices().length) return playing(false);
+      if (waiting()) return;
       const { attention } = model.get("views"), looked = attention?.step === step && attention.weights && !attention.old;
       if (looked || performance.now() - (state.pressed[seq] ?? 0) > 1500) { change({ step: next }); showControls(); }
     }, 120) : null;

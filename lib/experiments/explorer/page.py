@@ -19,7 +19,7 @@ from lib.paths import headless
 
 from . import views
 from .session import Session
-from .setting import MOST_BUFFER, MOST_SINKS, OFFERED, Setting
+from .setting import MOST_BUFFER, MOST_SINKS, OFFERED, WITH_SINKS, Setting
 from .text import TYPED
 
 HERE = Path(__file__).parent
@@ -47,7 +47,12 @@ class Page(anywidget.AnyWidget):
         methods = {name: display_name(name) for name in OFFERED}
         super().__init__(
             controls={"seq": 0} | where | asdict(setting),
-            choices={"methods": methods, "most_sinks": MOST_SINKS, "most_buffer": MOST_BUFFER},
+            choices={
+                "methods": methods,
+                "with_sinks": WITH_SINKS,
+                "most_sinks": MOST_SINKS,
+                "most_buffer": MOST_BUFFER,
+            },
             views={"pins": [], "errors": {}, "status": {"state": "computing", "text": ""}},
         )
         self._show_session()

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 
@@ -15,6 +15,12 @@ from lib.names import display_name
 
 # `buffer` makes any method lazy, and presses of another project are not among the packages
 OFFERED = (BASELINE, *(x for x in ROWS if x != "streaming_lazy" and not x.startswith("kvpress")))
+# those that are told how many first tokens to keep: the window comes on top of them
+WITH_SINKS = tuple(
+    name
+    for name in OFFERED
+    if name != BASELINE and "start_size" in {field.name for field in fields(ROWS[name][0])}
+)
 MOST_SINKS, LEAST_WINDOW, MOST_BUFFER, LONGEST = 16, 16, 512, 65_536
 CUT_CHUNK = 64  # of methods that look at keys or attention
 
@@ -32,7 +38,7 @@ class Setting:
     @property
     def budget(self) -> int:
         """Tokens kept between steps."""
-        return self.start_size + self.recent_size
+        return self.recent_size + (self.start_size if self.method in WITH_SINKS else 0)
 
     @property
     def label(self) -> str:
@@ -66,8 +72,7 @@ class Setting:
             return DENSE
         if self.has_sinks and not self.start_size:
             return replace(self, method="recent_only")
-        split = self.has_sinks or "start_size" in vars(self.compressor())
-        return self if split else replace(self, start_size=0, recent_size=self.budget)
+        return self if self.method in WITH_SINKS else replace(self, start_size=0)
 
     @property
     def chunk_size(self) -> int:
@@ -91,7 +96,8 @@ class Setting:
             if getattr(self, name) not in allowed:
                 found[name] = _one_of(name, getattr(self, name), allowed)
         if not found and self.budget + self.buffer > limit and self.method != BASELINE:
-            parts = f"{self.recent_size:,} + {self.start_size} sinks + {self.buffer} of buffer"
+            sinks = self.budget - self.recent_size
+            parts = f"{self.recent_size:,} + {sinks} sinks + {self.buffer} of buffer"
             found["recent_size"] = f"window: {parts} are more than the model's {limit:,} tokens"
         return found or self._refused()
 

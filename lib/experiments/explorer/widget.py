@@ -195,8 +195,8 @@ class ExplorerWidget(Page):
         self._show_session()
         layers, heads = self._session.shape
         most = {"step": len(tokens) - 1, "layer": layers - 1, "head": heads - 1}
-        limit = self._session.limit - self.controls["start_size"] - self.controls["buffer"]
-        most["recent_size"] = limit
+        sinks = self.setting.budget - self.setting.recent_size
+        most["recent_size"] = self._session.limit - sinks - self.controls["buffer"]
         fitting = {x: high for x, high in most.items() if self.controls[x] > high}
         self._adjust(**fitting)
         shown = {"recent_size": "window"}
