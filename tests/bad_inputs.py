@@ -452,7 +452,11 @@ CASES = [
 
 def _on_mount(bench: Bench, name: str, options: str, rows: int) -> None:
     with mounted(bench.folder / name, options) as folder:
-        save_into(folder, rows)
+        try:
+            save_into(folder, rows)
+        finally:
+            left = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size]
+            assert not left, left
 
 
 HEAD = """\

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -80,4 +82,8 @@ def test_every_parameters_cell_is_known_as_one():
 
 
 def test_outside_a_notebook_nothing_is_set():
-    assert "interactive" not in os.environ.get("KVLAB_RESULTS", "")
+    where = "import lib, os; print(os.environ.get('KVLAB_RESULTS'))"
+    environment = {name: x for name, x in os.environ.items() if name != "KVLAB_RESULTS"}
+    command, told = [sys.executable, "-c", where], {"capture_output": True, "text": True}
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, **told)
+    assert done.stdout == "None\n"
