@@ -51,7 +51,10 @@ def compress_function(method: type[Compressor]) -> Callable[..., Pairs | Dynamic
         return compress(past_key_values, method(*args, **kwargs))
 
     function.__name__ = function.__qualname__ = f"{method.name.removesuffix('_compress')}_compress"
-    function.__doc__ = f"{method.__name__}, applied once to (key, value) pairs or a DynamicCache."
+    function.__doc__ = (
+        f"{method.__name__}, applied once to (key, value) pairs or a DynamicCache. Layers that it "
+        "skips stay longer: transformers then takes single tokens only, under sdpa."
+    )
     function.method = method
     return function
 
