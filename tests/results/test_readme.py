@@ -287,7 +287,10 @@ def test_manifests_name_what_is_there():
     folders = [path.parent for path in ROOT.glob("results/**/manifest.json")]
     assert ROOT / "results" in folders
     for folder in folders:
-        assert [name for name in read_manifest(folder) if not (folder / name).exists()] == []
+        named = set(read_manifest(folder))
+        assert [name for name in named if not (folder / name).exists()] == []
+        there = [*folder.glob("figures/*.png"), *folder.glob("tables/*.csv")]
+        assert {str(path.relative_to(folder)) for path in there} - named == set()
 
 
 def test_links_are_found_and_their_headings_too():
