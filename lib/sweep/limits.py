@@ -14,6 +14,7 @@ import psutil
 TIMEOUT, OOM = "timeout", "oom"
 EVERY = 0.1  # seconds between two looks at the memory
 GROUPS, CGROUP_FILES = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+GPU_FILES = Path("/dev")
 
 
 class Limits:
@@ -96,6 +97,5 @@ def devices() -> list[str]:
     """The GPUs that may be used, by what `CUDA_VISIBLE_DEVICES` calls them."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [name.strip() for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
-    return [
-        str(path).removeprefix("/dev/nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))
-    ]
+    # CUDA counts those it finds from 0, whatever their files are called
+    return [str(number) for number in range(len(list(GPU_FILES.glob("nvidia[0-9]*"))))]

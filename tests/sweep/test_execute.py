@@ -168,6 +168,14 @@ def test_gpus_are_dealt_out_one_to_a_run(monkeypatch):
         assert devices() == ["test-a"]
 
 
+def test_gpus_are_counted_as_cuda_does(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(limits, "GPU_FILES", tmp_path)
+    for name in ("nvidia3", "nvidia12", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert devices() == ["0", "1"]
+
+
 def test_the_summary_counts_runs_and_not_rows():
     table = pd.DataFrame(
         {"run": list("aabcd"), "status": ["ok", "ok", "oom", "error: a", "error: b"]}
