@@ -1,6 +1,9 @@
 """Load a model by name: shipped, from pip, a local folder, a hub id, or a shape at random."""
 
 import os
+import shutil
+import tempfile
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,7 +73,7 @@ def load_model(
     source = _source(name)
     if isinstance(source, Path):
         check_weights(source)
-    where = {"device_map": SPREAD, "offload_folder": cache_dir() / "offload"} if spread else {}
+    where = {"device_map": SPREAD, "offload_folder": _own_folder()} if spread else {}
     where |= {"max_memory": max_memory} if max_memory else {}
     try:
         with _no_progress_bar():
@@ -91,8 +94,16 @@ def load_model(
         what = f"{len(random)} tensors that config.json asks for, {random[0]} among them"
         raise OSError(f"model {name!r}: its safetensors lack {what}, or have them in other shapes")
     model = (model if spread else model.to(device)).eval()
+    if spread:
+        weakref.finalize(model, shutil.rmtree, where["offload_folder"], ignore_errors=True)
     note_model(name, model, source if isinstance(source, Path) else None)
     return model, tokenizer
+
+
+def _own_folder() -> Path:
+    """A folder for what a model leaves on disk: another's weights have the same names."""
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix="offload-", dir=cache_dir()))
 
 
 def _require_name(name: str) -> None:
