@@ -15,11 +15,11 @@ import torch
 from lib.compressors import StreamingLLM
 from lib.load.models import load_model
 from lib.load.texts import load_tokens
+from lib.measure.loss_code import loss_code
 from lib.measure.perplexity import evaluate
 from lib.measure.stats import for_json, log_edges, middle, nll_by_position, ppl_ci, stretches
 from lib.paths import atomic_path
 from lib.progress import progress
-from lib.results.code import loss_code
 from lib.results.provenance import entry
 
 SINKS = [0, 1, 2, 3, 4, 6, 8, 12, 16]

@@ -7,16 +7,12 @@ import hashlib
 import json
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lib.loaded import files_hash
 from lib.paths import ROOT
 
-# what a loss hangs on, but for the model and the text
-LOSSES = ("cache", "compressors", "measure/perplexity.py", "measure/rows.py")
-BENEATH = ("torch", "transformers")
 # what a run reads of the repository; the pages among it aside
 READS = ("lib", "notebooks", "params", "models", "benchmarks", "pyproject.toml", "constraints.txt")
 
@@ -36,13 +32,6 @@ def code_facts(notebook: Path | None = None, parameters: dict[str, Any] | None =
         "seed": (parameters or {}).get("seed"),
         "start": utc_now().isoformat(),
     }
-
-
-def loss_code() -> str:
-    """Hash of the code that a loss hangs on: what has the same one need not be computed again."""
-    places = [ROOT / "lib" / name for name in LOSSES]
-    files = [x for place in places for x in ([place] if place.is_file() else place.glob("*.py"))]
-    return hash_of([files_hash(files, ROOT), *map(version, BENEATH)])
 
 
 def _git(*arguments: str) -> str | None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lib.measure.loss_code import loss_code
 from lib.paths import atomic_path, cache_dir
-from lib.results.code import loss_code
 
 from .setting import Setting
 
