@@ -7,11 +7,12 @@ import pytest
 
 from lib import StreamingLLM, evaluate, load_model, load_tokens
 from lib.measure.stats import log_edges, stretches
+from lib.paths import ROOT
 
 pytest.importorskip("bokeh", reason="the report's packages are an extra, .[report]")
 
 from lib.report.explorer import explorer, read_grid
-from lib.report.grid import DENSE, make_grid
+from lib.report.grid import DENSE, make_grid, setting
 
 
 def test_a_setting_is_what_evaluate_gives(tmp_path):
@@ -54,3 +55,13 @@ def test_only_whole_rows_of_pairs_are_offered(tmp_path):
     path.write_text(json.dumps({"about": about, "made": {}, "settings": settings}))
     grid = read_grid(path)
     assert (grid["sinks"], grid["windows"], grid["model"]) == ([0, 4], [8], "a")
+
+
+@pytest.mark.parametrize("folder", ["results", "results/smollm2"])
+def test_the_grids_that_are_there_are_whole(folder):
+    grid = json.loads((ROOT / folder / "explorer_grid.json").read_text(encoding="utf-8"))
+    read = read_grid(ROOT / folder / "explorer_grid.json")
+    pairs = {setting(s, w) for s in read["sinks"] for w in read["windows"]}
+    assert grid["settings"].keys() == {DENSE} | pairs
+    assert len(read["sinks"]) >= 5
+    assert len(read["windows"]) >= 10
