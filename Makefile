@@ -74,6 +74,7 @@ app: setup ## show the explorer as a page of its own
 
 shots: setup ## draw the README's pictures of the explorer anew (needs chromium)
 	$(BIN)/python -m benchmarks.explorer_shots
+	@$(BIN)/python -m lib.results.readme
 
 test: setup ## check format and lint, run the tests
 	$(BIN)/ruff format --check .
