@@ -135,7 +135,7 @@ def test_parameter_files_of_results_folders_name_no_default():
     """A manifest names what is not the default: a file that names more is never recognised."""
     folders = [path.parent.name for path in ROOT.glob("results/*/manifest.json")]
     folders = [folder for folder in folders if (PARAMS / f"{folder}.yaml").exists()]
-    assert {"four_million", "smollm2"} <= set(folders)
+    assert "smollm2" in folders
     for folder in folders:
         sections = yaml.safe_load((PARAMS / f"{folder}.yaml").read_text(encoding="utf-8"))
         entries = read_manifest(ROOT / "results" / folder).values()
