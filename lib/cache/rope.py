@@ -41,10 +41,11 @@ def length_limit(config: PreTrainedConfig) -> tuple[str, int] | None:
     each = [rope] if "rope_type" in rope else [x for x in rope.values() if isinstance(x, dict)]
     for one in each:
         if one.get("rope_type") in LENGTH_DEPENDENT:
-            # transformers takes grown frequencies back for texts that are shorter, not for as long
-            limit = config.max_position_embeddings - 1
+            limit = config.max_position_embeddings
             if one["rope_type"] == "longrope":
-                limit = one.get("original_max_position_embeddings", limit + 1)
+                limit = one.get("original_max_position_embeddings", limit)
+            else:  # transformers takes grown frequencies back for shorter texts, not for as long
+                limit -= 1
             return one["rope_type"], limit
     return None
 

@@ -1,7 +1,6 @@
 """Load a model by name: shipped, from pip, a local folder, a hub id, or a shape at random."""
 
 import os
-import shutil
 import tempfile
 import weakref
 from contextlib import contextmanager
@@ -73,7 +72,13 @@ def load_model(
     source = _source(name)
     if isinstance(source, Path):
         check_weights(source)
-    where = {"device_map": SPREAD, "offload_folder": _own_folder()} if spread else {}
+    where, folder = {}, None
+    if (
+        spread
+    ):  # a folder of its own for what is left on disk: another's weights have the same names
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix="offload-", dir=cache_dir())
+        where = {"device_map": SPREAD, "offload_folder": folder.name}
     where |= {"max_memory": max_memory} if max_memory else {}
     try:
         with _no_progress_bar():
@@ -94,16 +99,10 @@ def load_model(
         what = f"{len(random)} tensors that config.json asks for, {random[0]} among them"
         raise OSError(f"model {name!r}: its safetensors lack {what}, or have them in other shapes")
     model = (model if spread else model.to(device)).eval()
-    if spread:
-        weakref.finalize(model, shutil.rmtree, where["offload_folder"], ignore_errors=True)
+    if folder:
+        weakref.finalize(model, folder.cleanup)
     note_model(name, model, source if isinstance(source, Path) else None)
     return model, tokenizer
-
-
-def _own_folder() -> Path:
-    """A folder for what a model leaves on disk: another's weights have the same names."""
-    cache_dir().mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix="offload-", dir=cache_dir()))
 
 
 def _require_name(name: str) -> None:

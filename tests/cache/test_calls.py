@@ -330,6 +330,7 @@ def test_gradient_checkpointing_in_training_is_refused():
         lambda: evaluate(model, ids, METHOD, 7),
         lambda: evaluate(model, ids, None, 7),
         lambda: generate(model, ids, None, 2),
+        lambda: generate(model, ids, "static", 2),
         lambda: model(ids, past_key_values=cache),
     ):
         with pytest.raises(ValueError, match="model.training=True: allowed is False"):

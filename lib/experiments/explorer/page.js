@@ -277,10 +277,10 @@ function render({ model, el }) {
     if (fresh("writing")) drawWriting(views.writing);
     drawStatus(views);
     for (const name of ["python", "papermill"]) view[name].firstChild.value = views.code?.[name] ?? "";
-    const { method, text } = model.get("controls"), budgeted = method !== "baseline";
+    const { method, text } = model.get("controls");
     typed.hidden = text !== "typed";
     fields.start_size.parts.forEach((part) => (part.disabled = !choices().with_sinks.includes(method)));
-    fields.recent_size.parts.forEach((part) => (part.disabled = !budgeted));
+    fields.recent_size.parts.forEach((part) => (part.disabled = method === "baseline"));
     fields.offset.parts[0].disabled = fields.seq_len.parts[0].disabled = text === "typed";
     shown = views;
     root.dataset.settled = String(views.settled ?? "");
