@@ -9,6 +9,7 @@ One for each setting apart from methods, budgets and lengths (a model and a seed
 import argparse
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -37,20 +38,20 @@ def draw(table: pd.DataFrame) -> list[str]:
     require(NEEDED <= set(table.columns), "columns", list(table.columns), f"with {sorted(NEEDED)}")
     names, by = [], settings(table)
     for number, (values, part) in enumerate(table.groupby(by) if by else [((), table)], start=1):
-        good = part[part.status == "ok"].drop_duplicates(
-            ["length", "method"]
-        )  # one dense is enough
+        said = ", ".join(f"{name} {value}" for name, value in zip(by, values, strict=True))
+        failed = part[part.status != "ok"].status.value_counts()
+        missing = [f"Runs that ended with {status}: {count}." for status, count in failed.items()]
+        good = part[part.status == "ok"]
+        good = good.drop_duplicates(["length", "method"])  # one dense is enough
         if not len(good):
+            print(f"{said or 'all of it'}: no figure.", *missing, file=sys.stderr)
             continue
         family = by_group(good)
         budgets = sorted(budget for budget in family.budget.unique() if budget != float("inf"))
         n = int(good.n_texts.min())
         label = f"perplexity relative to dense (n = {n} texts, 95% intervals)"
         fig = quality_vs_budget(family, by_quality(family, budgets), label)
-        said = ", ".join(f"{name} {value}" for name, value in zip(by, values, strict=True))
         figure_title(fig, said or f"{good.run.nunique()} runs of one setting")
-        failed = part[part.status != "ok"].status.value_counts()
-        missing = [f"Runs that ended with {status}: {count}." for status, count in failed.items()]
         caption = (
             f"Perplexity by method and budget relative to dense, 95% intervals over {n} texts."
         )

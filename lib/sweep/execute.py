@@ -49,6 +49,8 @@ def execute(run: Run, attempt: int) -> None:
     if status is None:
         signal.signal(signal.SIGTERM, lambda *_: _leave_note(note, run, time.monotonic() - began))
         status = _try(run)
+    if status == OOM and _scheduled():  # Slurm may call a job failed in which it has killed
+        note.write_text(OOM)
     rows = pd.DataFrame({"status": [status]})
     if status == OK:
         rows = pd.read_csv(run.saved, dtype=str)
@@ -69,13 +71,12 @@ def _try(run: Run) -> str:
     """`ok`, or why not: `oom`, `timeout`, or `error: ` and the error's last line."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
     papermill_io.register(str(run.log.parent), WholeFiles())
-    scheduled = "SLURM_JOB_ID" in os.environ  # it holds the time, and deals out the GPUs
-    limits = Limits(run.memory_gb, None if scheduled else run.minutes)
+    limits = Limits(run.memory_gb, None if _scheduled() else run.minutes)
     os.environ["KVLAB_RESULTS"] = str(run.folder)
     if not run.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else every model would take the first
     try:
-        with one_gpu() if run.gpus and not scheduled else nullcontext(), limits:
+        with one_gpu() if run.gpus and not _scheduled() else nullcontext(), limits:
             with staged_run(run.notebook, run.parameters):
                 papermill.execute_notebook(
                     run.notebook, run.log, run.parameters, progress_bar=False
@@ -84,6 +85,11 @@ def _try(run: Run) -> str:
     except Exception as error:
         died = type(error).__name__ == "DeadKernelError"
         return limits.reason or (OOM if died and limits.killer_struck else _reason(error))
+
+
+def _scheduled() -> bool:
+    """Whether Slurm holds the time, and deals out the GPUs."""
+    return "SLURM_JOB_ID" in os.environ
 
 
 def _table_error(run: Run) -> str | None:

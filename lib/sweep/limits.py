@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 TIMEOUT, OOM = "timeout", "oom"
+WATCHER_MB = 1000  # what a run needs beside its kernel: papermill and Snakemake's own process
 EVERY = 0.1  # seconds between two looks at the memory
 GROUPS, CGROUP_FILES = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 GPU_FILES = Path("/dev")

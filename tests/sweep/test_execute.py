@@ -47,6 +47,20 @@ def test_what_a_killed_attempt_left_becomes_a_row(run, attempt, note, status):
     assert not killed.exists()
 
 
+def test_a_job_that_slurm_calls_failed_for_memory_is_the_same_row_when_tried_again(
+    run, monkeypatch
+):
+    """Slurm may call a job failed in which it has killed, though the row was written."""
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("lib.sweep.execute._reason", lambda error: "oom")
+    execute(run, 1)
+    run.rows.unlink()  # Snakemake drops what a failed job has written
+    monkeypatch.setattr(papermill, "execute_notebook", pytest.fail)
+    execute(run, 2)
+    assert pd.read_csv(run.rows).status.tolist() == ["oom"]
+
+
 def cell_error(name: str, said: str) -> PapermillExecutionError:
     return PapermillExecutionError(0, 1, "source", name, said, [])
 

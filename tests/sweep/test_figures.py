@@ -48,6 +48,15 @@ def test_a_figure_for_each_setting_names_what_failed(tmp_path, monkeypatch):
     )  # the line of dense, and streaming at both budgets
 
 
+def test_a_setting_whose_runs_all_failed_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(figures, "save_figure", lambda *args: None)
+    table = merged()
+    table.loc[table.model == "large", "status"] = "timeout"
+    assert figures.draw(table) == ["quality_vs_budget_2"]
+    told = capsys.readouterr().err
+    assert told.startswith("model large: no figure. Runs that ended with timeout: ")
+
+
 def test_another_table_is_refused():
     with pytest.raises(ValueError, match="columns=.*: allowed is with"):
         figures.draw(merged().drop(columns="length"))
