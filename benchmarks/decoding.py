@@ -3,23 +3,24 @@
     python benchmarks/decoding.py
 
 Random weights and random contexts: the time of a step depends on shapes only. On a GPU the defaults
-are a larger shape and longer contexts, in bfloat16. Writes the tables `decoding` and
-`decoding_cuts` under results/, as CSV and Markdown.
+are a larger shape and longer contexts, in bfloat16. Writes the tables `decoding`, `decoding_pairs`
+and `decoding_cuts` under results/, as CSV and Markdown.
 """
 
 import argparse
 
+import numpy as np
 import pandas as pd
 import psutil
 import torch
 
 from lib import StreamingLLM, load_model, save_table
 from lib.cache.baseline import STATIC
-from lib.measure.breakdown import breakdown, cut_cost
+from lib.measure.breakdown import beside_dense, breakdown, cut_cost
 from lib.measure.limits import decoding_work, share_of_limit
 from lib.measure.machine import measure_machine
 from lib.measure.rows import BASELINE, rows_of
-from lib.measure.stats import over_medians, speedup, summarise
+from lib.measure.stats import mean_ci, over_medians, speedup, summarise, with_interval
 from lib.results.provenance import machine_line, run_by_script
 
 STATIC_ROW = "static_cache"
@@ -34,6 +35,8 @@ SHOWN += ["against_as_many", "limit_%"]
 # methods that look at keys or attention, so that their cuts cost
 LOOKING = ["fix_l2_low", "h2o_l2", "keydiff", "lagkv", "h2o", "tova", "snapkv"]
 BUFFER = 64  # tokens that pile up between two cuts
+PAIRED = 3  # repeats of pairs for each of `--repeats`
+TABLES = ["steps", "pairs", "cuts"]
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -45,6 +48,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--dtypes", nargs="+", default=dtypes, help="of the cuts: the first")
     parser.add_argument("--contexts", nargs="+", type=int, default=contexts)
     parser.add_argument("--cache", type=int, default=512, help="budget in tokens, one of contexts")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
     return parser
@@ -104,17 +108,9 @@ def with_ratios(table: pd.DataFrame, cache: int) -> pd.DataFrame:
     return table
 
 
-def main() -> None:
-    parser = arguments()
-    options = parser.parse_args()
-    run_by_script("benchmarks/decoding.py", parser, options)
-    cells = [
-        (shape, dtype)
-        for shape in options.shapes
-        for dtype in options.dtypes
-        if (shape, dtype) != ("reference", "bfloat16")  # it is shipped in float32
-    ]
-    runs = pd.concat([measure(*cell, options) for cell in cells], ignore_index=True)
+def steps(options: argparse.Namespace) -> None:
+    """Save what one step takes, by context."""
+    runs = pd.concat([measure(*cell, options) for cell in cells(options)], ignore_index=True)
     runs = runs.rename(columns={"total_ms": "tpot_ms"})
     columns = ["tpot_ms", "bookkeeping_ms", "attention_ms", "limit_%"]
     table = summarise(runs, ["shape", "context", "method"], columns)
@@ -127,6 +123,46 @@ def main() -> None:
     )
     save_table(table, "decoding", caption, SHOWN)
     print(table[SHOWN].to_string(index=False))
+
+
+def pairs(options: argparse.Namespace) -> None:
+    """Save a step of sinks + window beside one of a DynamicCache that holds as many tokens."""
+    strict, lazy = f"streaming_{options.cache}", f"streaming_lazy_{options.cache}"
+    methods = dict.fromkeys((strict, lazy), StreamingLLM(4, options.cache - 4))
+    contexts = [context for context in options.contexts if context >= options.cache]
+    rows = []
+    for shape, dtype in cells(options):
+        model = load(shape, dtype)
+        repeats = PAIRED * options.repeats
+        runs = beside_dense(model, methods, contexts, {lazy: BUFFER}, options.steps, repeats)
+        for (context, method), part in runs.groupby(["context", "method"], sort=False):
+            row = {"shape": f"{shape.split('/')[-1]}, {dtype}", "context": context}
+            row |= {"method": method, "step_ms": part.step_ms.median()}
+            row |= {"dense_ms": part.dense_ms.median()}
+            ratio = np.exp(mean_ci(np.log(part.step_ms / part.dense_ms)))
+            rows.append(row | with_interval("ratio", map(float, ratio)) | {"n": len(part)})
+    table = pd.DataFrame(rows)
+    caption = (
+        f"A step with sinks + window {options.cache} beside a step of a DynamicCache that holds as "
+        f"many tokens, in turns step by step, batch 1: medians, and the ratio of the two with its "
+        f"95% interval over n repeats of {options.steps} steps. {machine_line()}."
+    )
+    save_table(table, "decoding_pairs", caption)
+    print(table.to_string(index=False))
+
+
+def cells(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """Which shapes are measured in which types; the reference model is shipped in float32."""
+    return [
+        (shape, dtype)
+        for shape in options.shapes
+        for dtype in options.dtypes
+        if (shape, dtype) != ("reference", "bfloat16")
+    ]
+
+
+def cut_table(options: argparse.Namespace) -> None:
+    """Save what a cut takes."""
     every = pd.concat([cuts(shape, options) for shape in options.shapes], ignore_index=True)
     table = summarise(every, ["shape", "method"], ["step_ms", "cut_ms", "cut_%"])
     caption = (
@@ -137,6 +173,15 @@ def main() -> None:
     )
     save_table(table, "decoding_cuts", caption)
     print(table.to_string(index=False))
+
+
+def main() -> None:
+    parser = arguments()
+    options = parser.parse_args()
+    run_by_script("benchmarks/decoding.py", parser, options)
+    for name, save in zip(TABLES, (steps, pairs, cut_table), strict=True):
+        if name in options.tables:
+            save(options)
 
 
 if __name__ == "__main__":

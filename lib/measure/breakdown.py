@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import product
 from statistics import median
 
 import pandas as pd
@@ -71,6 +72,45 @@ def _parts(model, cache: Cache, steps: int, warmup: int) -> dict[str, float]:
         "bookkeeping_ms": bookkeeping,
         "rest_ms": total - attention - bookkeeping,
     }
+
+
+@torch.no_grad()
+def beside_dense(
+    model,
+    methods: Mapping[str, Compressor],
+    context_lengths: list[int],
+    buffers: Mapping[str, int] | None = None,
+    steps: int = 16,
+    repeats: int = 9,
+) -> pd.DataFrame:
+    """One row per context length, method and repeat: a step beside a DynamicCache's, batch 1.
+
+    `step_ms` and `dense_ms` are medians over `steps` of one token, with a method and with a
+    DynamicCache that holds as many tokens. The two take turns step by step, so that whatever else
+    the machine does hits both; a repeat before the first warms up. Contexts are those of
+    `breakdown`.
+    """
+    require_int("steps", steps, 1)
+    require_int("repeats", repeats, 1)
+    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    rows = []
+    for length, name in progress(list(product(context_lengths, methods)), desc="beside dense"):
+        cache = filled_cache(model, methods[name], length, (buffers or {}).get(name, 0))
+        dense = filled_cache(model, None, max(cache.cached_lengths))
+        for repeat in range(-1, repeats):
+            times = {id(cache): [], id(dense): []}
+            for step in range(steps):
+                for one in (cache, dense) if step % 2 else (dense, cache):
+                    began = now(ids.device)
+                    model(input_ids=ids, past_key_values=one)
+                    times[id(one)].append(1000 * (now(ids.device) - began))
+                if over := dense.get_seq_length() - max(cache.cached_lengths):
+                    dense.crop(-over)
+            row = {"context": length, "method": name, "repeat": repeat}
+            row |= {"step_ms": median(times[id(cache)]), "dense_ms": median(times[id(dense)])}
+            rows.append(row)
+    table = pd.DataFrame(rows)
+    return table[table.repeat >= 0].reset_index(drop=True)
 
 
 @torch.no_grad()

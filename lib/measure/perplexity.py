@@ -17,6 +17,7 @@ from transformers import Cache
 from lib.cache.baseline import OriginalPositions, held_lengths, make_cache
 from lib.cache.checks import check_ids
 from lib.compressors import Compressor
+from lib.compressors.base import as_float
 from lib.progress import progress
 from lib.require import require, require_int
 
@@ -157,9 +158,17 @@ def _predicted(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor
     for some, tokens in zip(
         logits.flatten(0, 1).split(rows), target.flatten().split(rows), strict=True
     ):
-        losses.append(F.cross_entropy(some.float(), tokens, reduction="none"))
-        right.append(some.argmax(-1) == tokens)
+        some = as_float(some)
+        losses.append(F.cross_entropy(some, tokens, reduction="none"))
+        right.append(_likeliest(some) == tokens)
     return torch.cat(losses).view(target.shape), torch.cat(right).view(target.shape)
+
+
+def _likeliest(rows: torch.Tensor) -> torch.Tensor:
+    """Where each of `rows` (n, V) is highest: on a CPU numpy looks ten times as fast as torch."""
+    if rows.device.type == "cpu":
+        return torch.from_numpy(rows.numpy().argmax(-1))
+    return rows.argmax(-1)
 
 
 @torch.no_grad()

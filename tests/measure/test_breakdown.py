@@ -6,10 +6,10 @@ import pytest
 import torch
 from reference import FAMILIES, cached_model, tiny_ids
 
-from lib import TOVA, FixSizeL2, L2Compress, RecentOnly, StreamingLLM, generate
+from lib import TOVA, CompressedCache, FixSizeL2, L2Compress, RecentOnly, StreamingLLM, generate
 from lib.cache.baseline import STATIC, cache_bytes, held_lengths
 from lib.measure import breakdown as breakdown_module
-from lib.measure.breakdown import breakdown, cut_cost, filled_cache, timed_step
+from lib.measure.breakdown import beside_dense, breakdown, cut_cost, filled_cache, timed_step
 from lib.measure.limits import decoding_work
 
 METHODS = {
@@ -56,6 +56,28 @@ def test_a_cut_is_told_from_the_steps_between(buffer, monkeypatch):
     assert costs["cut_%"].tolist() == pytest.approx([100 * (8 - median(held)) / sum(held)] * 4)
     with pytest.raises(ValueError, match="one that cuts once in"):
         cut_cost(model, {"never": FixSizeL2(8, skip_layers=(0, 1))}, buffer)
+
+
+@pytest.mark.parametrize("buffer", [0, 3])
+def test_a_step_beside_a_dynamic_cache_that_holds_as_many(buffer):
+    model, calls = cached_model("llama_gqa", torch.float32), []
+
+    def note(module, args, kwargs):
+        cache = kwargs["past_key_values"]
+        calls.append((isinstance(cache, CompressedCache), max(held_lengths(cache))))
+
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    contexts, sizes = [5, 8, 40], {"steps": 5, "repeats": 2}
+    table = beside_dense(model, {"a": StreamingLLM(2, 6)}, contexts, {"a": buffer}, **sizes)
+    hook.remove()
+    rows = [(length, "a", repeat) for length in contexts for repeat in (0, 1)]
+    assert list(table[["context", "method", "repeat"]].itertuples(index=False)) == rows
+    assert (table[["step_ms", "dense_ms"]] > 0).all(axis=None)
+    assert len(calls) == len(contexts) * (2 + 1) * 5 * 2  # a repeat warms up
+    for (ours, held), (other, as_many) in zip(calls[::2], calls[1::2], strict=True):
+        assert ours != other
+        assert held == as_many <= 8 + buffer
+    assert max(held for _, held in calls) == 8 + buffer
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,6 +8,7 @@ import torch
 from reference import cached_model, tiny_ids, tiny_model
 
 from lib import Evaluation, evaluate_recompute, evaluate_with_compression, recent_only_compress
+from lib.measure.perplexity import _predicted
 
 
 def test_evaluation():
@@ -27,6 +28,22 @@ class Digits:
 
     def __call__(self, text: str, **kwargs):
         return SimpleNamespace(input_ids=torch.tensor([[int(digit) for digit in text]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_losses_and_hits_are_those_of_all_logits_at_once(dtype):
+    """Among equal logits the first is the likeliest, of which 16 bits have many."""
+    logits = torch.randn(2, 40, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
+    target = logits.argmax(-1)
+    target[:, ::3] = torch.arange(28).view(2, 14)
+    logits[:, 1::3] = logits[:, 1::3].round()
+    target[:, 1::3] = logits[:, 1::3].argmax(-1)
+    target[:, 4::6] = 49 - logits[:, 4::6].flip(-1).argmax(-1)  # the last of the likeliest
+    nll, right = _predicted(logits, target)
+    wide = logits.double().log_softmax(-1)
+    assert torch.allclose(nll.double(), -wide.gather(-1, target[..., None])[..., 0], atol=1e-5)
+    assert torch.equal(right, wide.argmax(-1) == target)
+    assert 0 < int(right.sum()) < right.numel()
 
 
 def test_results_by_name_as_by_attribute():
