@@ -385,6 +385,21 @@ def test_a_curve_grows_by_whole_spans():
     assert np.isfinite(whole["y"]).all()
 
 
+def test_a_curve_that_has_grown_is_that_of_the_whole(session, monkeypatch):
+    """Each span is computed once; begun anew or asked for again it is the same."""
+    nll, spans, counts = torch.linspace(1, 3, 299), views.nll_by_position, []
+    steps = (10, 100, 200, 299, 299, 100)
+    expected = [views.curve(nll, done) for done in steps]
+
+    def counting(nll, edges):
+        counts.append(len(edges) - 1)
+        return spans(nll, edges)
+
+    monkeypatch.setattr(views, "nll_by_position", counting)
+    assert [session.curve(SETTING, nll, done) for done in steps] == expected
+    assert counts == [5, 2, 2, 5]
+
+
 def test_texts_begin_where_they_are_asked_to(monkeypatch):
     monkeypatch.setattr(
         "lib.experiments.explorer.text.load_tokens", lambda *_: torch.arange(min(_[2], 200))

@@ -94,9 +94,8 @@ class Page(anywidget.AnyWidget):
     def _status(self, state: str, text: str, done: int = 0, total: int = 0) -> None:
         self._show(status={"state": state, "text": text, "done": done, "total": total})
 
-    @staticmethod
-    def _curve(line: Setting, nll: torch.Tensor, done: int) -> dict:
-        return views.curve(nll, done) | {"label": line.label}
+    def _curve(self, line: Setting, nll: torch.Tensor, done: int) -> dict:
+        return self._session.curve(line, nll, done) | {"label": line.label}
 
     def _code(self, setting: Setting) -> dict[str, str]:
         """The setting as a line of Python and as one for a terminal."""

@@ -8,9 +8,10 @@ import torch
 from .reading import Look, Reading
 from .setting import Setting, model_limit
 from .store import Store
-from .views import pieces
+from .views import curve, pieces
 
-READINGS, LOOKS = 4, 64  # how many of the last ones are kept, with their caches
+# how many of the last ones are kept: readings with their caches
+READINGS, LOOKS, CURVES = 4, 64, 64
 
 
 class Session:
@@ -23,6 +24,7 @@ class Session:
         self.done = 0  # and how many of its tokens have been read
         self._readings: OrderedDict[Setting, Reading] = OrderedDict()
         self._looks: OrderedDict[tuple[Setting, int], Look] = OrderedDict()
+        self._curves: OrderedDict[Setting, dict] = OrderedDict()
 
     @property
     def limit(self) -> int:
@@ -58,6 +60,17 @@ class Session:
         """NLL of the whole text (T - 1,), computed now if it has to be."""
         *_, (_, nll) = self.compute(setting)
         return nll
+
+    def curve(self, setting: Setting, nll: torch.Tensor, done: int) -> dict:
+        """The `views.curve` of what `compute` yields, each span of it computed once."""
+        before = self._curves.pop(setting.key, None)
+        if before is None or before["done"] != done:
+            grows = before is not None and before["done"] < done
+            before = curve(nll, done, before if grows else None)
+        self._curves[setting.key] = before
+        while len(self._curves) > CURVES:
+            self._curves.popitem(last=False)
+        return before
 
     def known_look(self, setting: Setting, step: int) -> Look | None:
         """The look at a step, if it was taken before."""

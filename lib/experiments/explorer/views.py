@@ -12,21 +12,22 @@ from .reading import Look
 from .setting import Setting, held_by_rule
 
 
-def curve(nll: torch.Tensor, done: int) -> dict:
+def curve(nll: torch.Tensor, done: int, before: dict | None = None) -> dict:
     """NLL (nats) by position of the first `done` tokens, with 95% intervals, and their perplexity.
 
-    Only spans of the text that are whole are among them.
+    Only spans of the text that are whole are among them; those of the curve `before`, of fewer
+    tokens of the same, are taken over.
     """
     edges = log_edges(16, len(nll), per_octave=2)
     edges = edges[edges <= done]
+    columns = {"x": "position", "y": "nll", "low": "nll_low", "high": "nll_high"}
+    spans = {name: before[name] if before else [] for name in columns}
+    known = len(spans["x"])
+    if len(edges) > 1 + known:
+        table = nll_by_position(nll[None], edges[known:])
+        spans = {name: spans[name] + for_json(table[x]) for name, x in columns.items()}
     part = stretches(nll[:done])
-    found = {"done": done, "total": len(nll), "ppl": for_json(ppl_ci(part))}
-    found |= {"x": [], "y": [], "low": [], "high": []}
-    if len(edges) > 1:
-        table = nll_by_position(nll[None], edges)
-        columns = {"x": "position", "y": "nll", "low": "nll_low", "high": "nll_high"}
-        found |= {name: for_json(table[column]) for name, column in columns.items()}
-    return found
+    return {"done": done, "total": len(nll), "ppl": for_json(ppl_ci(part))} | spans
 
 
 def ratios(nll: Mapping[str, torch.Tensor]) -> dict[str, list[float | None]]:
