@@ -2,11 +2,17 @@
 
 import json
 import os
+import re
 import statistics
 from pathlib import Path
 
+import nbformat
 import psutil
 from browser import SHOTS, Explorer, alone, browsing, end_kernels, needs_browser, serving
+from nbconvert import HTMLExporter
+
+from lib.experiments.explorer.page import HEADLESS
+from lib.paths import ROOT
 
 pytestmark = needs_browser
 # how a picture among a notebook's outputs is shown
@@ -105,16 +111,29 @@ def window_to_the_end(explorer: Explorer) -> None:
     explorer.settle()
 
 
-def slow_model(explorer: Explorer) -> None:
-    """A real model shows how far it is, and can be stopped."""
+def slow_model(explorer: Explorer) -> float:
+    """A real model shows how far it is, answers meanwhile, and can be stopped.
+
+    Returns the median of milliseconds in which it answers.
+    """
     explorer.type("model", "smollm2")
     explorer.page.wait_for_selector('.kvx[data-state="computing"] progress[value]')
     explorer.shot("lab-slow")
+    first = explorer.changes + 1
+    for _ in range(4):
+        explorer.press("head", "ArrowRight", settle=False)
+        explorer.page.wait_for_timeout(500)
+        assert explorer.root.get_attribute("data-state") == "computing"
+    answered = "n => document.querySelector('.kvx').dataset.seq >= n"
+    explorer.page.wait_for_function(answered, arg=explorer.changes)
+    times = explorer.times()
+    answers = [times[seq]["first"] for seq in range(first, explorer.changes + 1)]
     explorer.page.keyboard.press("Escape")
     explorer.page.wait_for_selector('.kvx[data-state="stopped"]')
     explorer.type("model", "reference")
     explorer.page.wait_for_selector('.kvx[data-state="done"]')
     explorer.settle()
+    return statistics.median(answers)
 
 
 def bad_input(explorer: Explorer) -> None:
@@ -205,8 +224,6 @@ def test_in_jupyterlab(tmp_path):
         writes(explorer)
         explorer.shot("lab-writing")
         times = pace(explorer) | {"load of the machine": os.getloadavg()[0]}
-        print(json.dumps(times, indent=1))
-        (SHOTS / "times.json").write_text(json.dumps(times, indent=1))
         page.locator(".kvx button", has_text="compare").click()
         explorer.root.locator("select[data-control=method]").select_option("snapkv")
         explorer.changes += 1
@@ -221,10 +238,34 @@ def test_in_jupyterlab(tmp_path):
         page.wait_for_timeout(500)
         views = [page.locator(f".kvx {part}").first.bounding_box() for part in (".group", "table")]
         assert views[1]["y"] + views[1]["height"] - views[0]["y"] < 620  # from controls to cost
-        slow_model(explorer)
+        times["an answer while SmolLM2 reads"] = slow_model(explorer)
+        print(json.dumps(times, indent=1))
+        (SHOTS / "times.json").write_text(json.dumps(times, indent=1))
         dark_theme(explorer)
         stays_when_reopened(explorer, address, tmp_path / "notebooks" / "05_explorer.ipynb")
         assert not list((tmp_path / "results").glob("**/*"))  # a visit saves nothing
+
+
+def test_the_executed_copy_as_html(tmp_path):
+    """Exported, it opens from disk with no network: pictures, and no widget that is dead."""
+    copy = nbformat.read(ROOT / "results" / "notebooks" / "05_explorer.ipynb", as_version=4)
+    html, _ = HTMLExporter(template_name="lab").from_notebook_node(copy)
+    (tmp_path / "05_explorer.html").write_text(html, encoding="utf-8")
+    with alone(), browsing("about:blank") as page:
+        errors = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.route(re.compile("^https?://"), lambda route: route.abort())
+        page.goto(f"file://{tmp_path}/05_explorer.html")
+        page.wait_for_load_state()
+        widths = page.evaluate("() => [...document.images].map(x => x.naturalWidth)")
+        shown = page.inner_text("body")
+        page.screenshot(path=SHOTS / "export.png", full_page=True)
+    assert errors == []
+    assert widths
+    assert all(widths)
+    assert HEADLESS.strip("*").split("`")[0] in shown
+    assert "jupyter.widget" not in html
+    assert "model not found" not in shown.lower()
 
 
 def test_in_voila(tmp_path):
