@@ -208,9 +208,12 @@ def _run_staged(
             papermill_log.addFilter(partial(_name_final, str(copy), final))
             run_papermill(notebook_path=str(notebook), output_path=output, **options)
     except Exception as error:
-        if not output_path:
-            failed_copy = os.path.relpath(staging.failed_copy_path(notebook))
-            error.add_note(f"Earlier results are untouched; the failed copy is {failed_copy}")
+        failed_copy = output_path or os.path.relpath(staging.failed_copy_path(notebook))
+        note = f"Earlier results are untouched; the failed copy is {failed_copy}"
+        if params.SHORTENED in "".join(getattr(error, "traceback", [])):
+            said = f"{notebook.name}: {error.ename}: {error.evalue}"
+            raise click.ClickException(f"{said}\n{note}") from error
+        error.add_note(note)
         raise
     saved = output_path or final
     click.echo(f"Saved {saved}; figures and tables: {os.path.relpath(results_dir())}", err=True)

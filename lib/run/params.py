@@ -35,6 +35,10 @@ _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+")
 _SECTION = re.compile(r"\d\d_\w+")
 
 
+# what a notebook adds to an error that it tells in one sentence
+SHORTENED = "%tb shows all of it"
+
+
 class ParameterError(ValueError):
     """A parameter that the notebook does not take, or a value it does not allow."""
 
@@ -145,7 +149,10 @@ def _parse(node: ast.stmt, lines: list[str]) -> Parameter:
     # the node ends at a byte, not at a character
     comment = line.encode()[node.end_col_offset :].decode().strip().removeprefix("#").strip()
     meaning, limits = _split_meaning(comment)
-    default = ast.literal_eval(node.value)
+    try:
+        default = ast.literal_eval(node.value)
+    except ValueError:
+        raise ValueError(f"not a plain value: {line}") from None
     parameter = Parameter(node.target.id, type_name, is_list, default, meaning, **limits)
     parameter.check(default)
     return parameter

@@ -50,12 +50,17 @@ def check_namespace(namespace: dict) -> None:
 
 
 def is_contract(source: str) -> bool:
-    """Whether a cell has lines `name: type = value  # meaning` and nothing else."""
+    """Whether a cell has lines `name: type = value  # meaning`, most of them at least.
+
+    One that has lost its type or meaning is refused with the cell, not passed over.
+    """
     try:
         body = ast.parse(source).body
     except SyntaxError:  # a magic, or a mistake that Python itself will tell of
         return False
-    return bool(body) and "#" in source and all(isinstance(x, ast.AnnAssign) for x in body)
+    typed = sum(isinstance(x, ast.AnnAssign) for x in body)
+    plain = sum(isinstance(x, ast.Assign) for x in body)
+    return "#" in source and typed > plain and typed + plain == len(body)
 
 
 class Checker(ast.NodeTransformer):
@@ -89,7 +94,7 @@ def tell(shell, kind, error, trace, tb_offset=None) -> list[str] | None:
         return shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
     sys.last_type, sys.last_value, sys.last_traceback = kind, error, trace  # for %tb
     where = (
-        f"Cell In[{len(shell.user_ns['In']) - 1}], line {cell[-1].tb_lineno}; %tb shows all of it"
+        f"Cell In[{len(shell.user_ns['In']) - 1}], line {cell[-1].tb_lineno}; {params.SHORTENED}"
     )
     lines = [f"{kind.__name__}: {error}", f"({where})"]
     shell._showtraceback(kind, error, lines)

@@ -184,6 +184,16 @@ def test_a_failed_run_keeps_the_good_copy(speed):
     assert speed.files().keys() == before.keys()
 
 
+def test_a_value_that_lib_refuses_is_one_sentence(speed):
+    speed.notebook("03_speed", "from lib import load_tokens", "load_tokens('no.txt', None)")
+    done = speed.call(*LINE)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    error, note = done.stderr.splitlines()[-2:]
+    assert error == "Error: 03_speed.ipynb: FileNotFoundError: text 'no.txt': no such file"
+    assert note.endswith("the failed copy is results/notebooks/03_speed.failed.ipynb")
+
+
 @pytest.mark.parametrize(
     ("arguments", "parameters"),
     [([], {}), (["-p", "cache", "64"], {}), (["-p", "cache", "512"], {"cache": 512})],

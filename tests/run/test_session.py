@@ -45,6 +45,22 @@ def test_a_wrong_value_is_one_sentence(run):
     assert found[7] == "7\n"
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("size = 50", "not a line `name: type = value  # meaning`: size = 50"),
+        ("size: int = 4 * 2  # tokens [1..10]", "not a plain value: size: int = 4 * 2"),
+        ("size: integer = 4  # tokens", "a parameter cannot be of type integer"),
+    ],
+)
+def test_a_line_that_is_no_parameters_is_one_sentence(run, line, told):
+    """Before lib is imported, and after."""
+    cell = f"{line}\nname: str = 'x'  # a name\nother: int = 1  # another"
+    for lines in (run(cell, "import lib")[1], run("import lib", cell)[1]):
+        assert told in lines
+        assert len(lines.splitlines()) == 2
+
+
 def test_a_value_set_afterwards_is_checked_too(run):
     found = run(CELL.format(5), "size = 0", "import lib", "int('x')", "%tb")
     assert "got 0\n" in found[2]

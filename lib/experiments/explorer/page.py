@@ -57,6 +57,11 @@ class Page(anywidget.AnyWidget):
         )
         self._show_session()
 
+    def open(self) -> None:
+        """Tell a notebook's page of the widget; none looks where it runs headless."""
+        if self.live:
+            super().open()
+
     def _repr_mimebundle_(self, **kwargs):
         """The page; where a notebook runs headless, a sentence in its place."""
         if not self.live:
