@@ -22,7 +22,7 @@ from lib.cache.hooks import body_of
 from lib.require import require
 from lib.results.provenance import machine_line, run_by_script
 
-MEMORY = 0.01  # by which resident memory may differ from that of the first stretch
+MEMORY = 0.01  # by which resident memory may differ from that of the second stretch
 TIME = 0.25  # by which a stretch's undisturbed time a token may exceed that of all stretches
 LOGITS = 1e-3  # by which logits may differ: sums in another order, in float32
 
@@ -42,7 +42,7 @@ def soak(
     process and `cache_mib` at the stretch's end, `cache_length`, and in the last row
     `logits_error`: the largest difference to the logits of a short text (`_short_text`).
     """
-    require(tokens >= parts, "parts", parts, f"at most the tokens, {tokens}")
+    require(2 <= parts <= tokens // 2, "parts", parts, f"2 to half the tokens, {tokens // 2}")
     sampler, process = torch.Generator().manual_seed(0), psutil.Process()
     cache = CompressedCache(model, method)
     sinks = prompt[: method.start_size].tolist()

@@ -30,15 +30,20 @@ def settings(table: pd.DataFrame) -> list[str]:
     given = list(
         table.columns[table.columns.get_loc("memory_gb") + 1 : table.columns.get_loc("status")]
     )
-    return [name for name in given if name not in SPREAD and table[name].nunique() > 1]
+    return [name for name in given if name not in SPREAD and table[name].nunique(dropna=False) > 1]
 
 
 def draw(table: pd.DataFrame) -> list[str]:
     """Save a figure for every setting; their names."""
     require(NEEDED <= set(table.columns), "columns", list(table.columns), f"with {sorted(NEEDED)}")
     names, by = [], settings(table)
-    for number, (values, part) in enumerate(table.groupby(by) if by else [((), table)], start=1):
-        said = ", ".join(f"{name} {value}" for name, value in zip(by, values, strict=True))
+    for number, (values, part) in enumerate(
+        table.groupby(by, dropna=False) if by else [((), table)], start=1
+    ):
+        named = [
+            (name, x if pd.notna(x) else "by default") for name, x in zip(by, values, strict=True)
+        ]
+        said = ", ".join(f"{name} {value}" for name, value in named)
         failed = part[part.status != "ok"].status.value_counts()
         missing = [f"Runs that ended with {status}: {count}." for status, count in failed.items()]
         good = part[part.status == "ok"]

@@ -147,16 +147,19 @@ def main() -> None:
     try:
         for notebook in choose(arguments.notebooks):
             print(f"{notebook.stem} ... ", end="", flush=True)
-            found = verify(notebook, results)
+            try:
+                found = verify(notebook, results)
+            except NotebookError as error:  # the others are to be compared
+                failed = True
+                print(f"failed\n{error}", flush=True)
+                continue
             failed |= bool(found)
             compared += found is not None
             told = "the same" if found == [] else "nothing to compare"
             print("\n  ".join(["DIFFERS", *found]) if found else told, flush=True)
-    except NotebookError as error:
-        sys.exit(f"failed\n{error}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    if not compared:
+    if not (compared or failed):
         sys.exit(f"error: nothing was compared: {results} has no numbers of these notebooks")
     sys.exit(1 if failed else 0)
 

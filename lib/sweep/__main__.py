@@ -18,6 +18,7 @@ import psutil
 import yaml
 
 from lib.paths import PARAMS, ROOT, results_dir
+from lib.require import require
 
 from .collect import collect, summary
 from .execute import LAST_ATTEMPT, OK
@@ -26,8 +27,11 @@ from .limits import devices
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """One sweep at a time in a folder: a second one waits. The lock goes with the process."""
+def _alone() -> Iterator[int]:
+    """One sweep at a time in a folder: a second one waits, for Snakemake, too.
+
+    The lock, a file's number, goes with the processes that have it.
+    """
     sweep_dir().mkdir(parents=True, exist_ok=True)
     with (sweep_dir() / ".lock").open("w") as file:
         try:
@@ -35,7 +39,7 @@ def _alone() -> Iterator[None]:
         except BlockingIOError:
             print(f"another sweep runs in {sweep_dir()}: waiting for it", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()
 
 
 def _forget_failures(runs: list[Run], every: bool) -> None:
@@ -48,23 +52,25 @@ def _forget_failures(runs: list[Run], every: bool) -> None:
                 run.rows.unlink()
 
 
-def snakemake(file: Path, cores: int, profile: Path | None) -> int:
-    """Run what is missing; Snakemake's exit status."""
+def snakemake(file: Path, cores: int, profile: Path | None, lock: int) -> int:
+    """Run what is missing; Snakemake's exit status. It holds the `lock`, too."""
     where = ["--executor", "local"] if profile is None else ["--profile", profile.resolve()]
     command = [
         *(sys.executable, "-m", "snakemake", "runs"),
         *("--snakefile", ROOT / "workflow" / "Snakefile", "--directory", sweep_dir()),
-        *("--config", f"file={file.resolve()}", "--retries", LAST_ATTEMPT - 1),
+        *("--config", f"file={file.resolve()}", f"scheduled={int(profile is not None)}"),
+        *("--retries", LAST_ATTEMPT - 1),
         # what is there is good: its name tells its version, and it was written in one step
         *("--rerun-triggers", "input", "--ignore-incomplete", "--nolock", "--keep-going"),
-        *("--quiet", "all", *where),
+        *("--quiet", "progress", "rules", "host", *where),
     ]
     if profile is None:
         memory = psutil.virtual_memory().total // 2**20
         command += ["--cores", cores, "--resources", f"gpu={len(devices())}", f"mem_mb={memory}"]
     paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
     environment = {"PYTHONPATH": os.pathsep.join(paths), "KVLAB_RESULTS": str(results_dir())}
-    return subprocess.run(list(map(str, command)), env=os.environ | environment).returncode
+    where = {"env": os.environ | environment, "pass_fds": [lock]}
+    return subprocess.run(list(map(str, command)), **where).returncode
 
 
 def main() -> None:
@@ -76,9 +82,10 @@ def main() -> None:
     parser.add_argument("--retry", action="store_true", help="run failed runs again")
     arguments = parser.parse_args()
     try:
-        with _alone():
+        require(arguments.cores > 0, "cores", arguments.cores, "at least 1")
+        with _alone() as lock:
             _forget_failures(read_runs(arguments.file), every=arguments.retry)
-            code = snakemake(arguments.file, arguments.cores, arguments.profile)
+            code = snakemake(arguments.file, arguments.cores, arguments.profile, lock)
             table = collect(arguments.file)
     except (ValueError, OSError, yaml.YAMLError) as error:
         sys.exit(f"error: {error}")

@@ -1,9 +1,11 @@
 """All rows of a sweep in one table: `python -m lib.sweep.collect params/sweep.yaml`."""
 
+import argparse
 import sys
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from lib.paths import atomic_path
 from lib.results.manifest import add_to_manifest
@@ -75,9 +77,11 @@ def summary(table: pd.DataFrame) -> str:
 
 def main() -> None:
     """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m lib.sweep.collect")
+    parser.add_argument("file", type=Path, help="a sweep's")
     try:
-        print(summary(collect(Path(sys.argv[1]))))
-    except (ValueError, OSError) as error:
+        print(summary(collect(parser.parse_args().file)))
+    except (ValueError, OSError, yaml.YAMLError) as error:
         sys.exit(f"error: {error}")
 
 

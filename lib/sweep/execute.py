@@ -38,8 +38,11 @@ class WholeFiles(LocalHandler):
             temporary.write_text(buf, encoding="utf-8")
 
 
-def execute(run: Run, attempt: int) -> None:
-    """Run it, or after an attempt that was killed say why, and write its rows in one step."""
+def execute(run: Run, attempt: int, scheduled: bool = False) -> None:
+    """Run it, or after an attempt that was killed say why, and write its rows in one step.
+
+    `scheduled`: a scheduler holds the time, and deals out the GPUs.
+    """
     note = run.log.with_suffix(".killed")
     status = note.read_text() if attempt > 1 and note.exists() else None
     if attempt == LAST_ATTEMPT and status is None:
@@ -48,8 +51,8 @@ def execute(run: Run, attempt: int) -> None:
     began = time.monotonic()
     if status is None:
         signal.signal(signal.SIGTERM, lambda *_: _leave_note(note, run, time.monotonic() - began))
-        status = _try(run)
-    if status == OOM and _scheduled():  # Slurm may call a job failed in which it has killed
+        status = _try(run, scheduled)
+    if status == OOM and scheduled:  # Slurm may call a job failed in which it has killed
         note.write_text(OOM)
     rows = pd.DataFrame({"status": [status]})
     if status == OK:
@@ -67,16 +70,16 @@ def _leave_note(note: Path, run: Run, seconds: float) -> None:
     sys.exit(143)
 
 
-def _try(run: Run) -> str:
+def _try(run: Run, scheduled: bool) -> str:
     """`ok`, or why not: `oom`, `timeout`, or `error: ` and the error's last line."""
     run.log.parent.mkdir(parents=True, exist_ok=True)
     papermill_io.register(str(run.log.parent), WholeFiles())
-    limits = Limits(run.memory_gb, None if _scheduled() else run.minutes)
+    limits = Limits(run.memory_gb, None if scheduled else run.minutes)
     os.environ["KVLAB_RESULTS"] = str(run.folder)
     if not run.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else every model would take the first
     try:
-        with one_gpu() if run.gpus and not _scheduled() else nullcontext(), limits:
+        with one_gpu() if run.gpus and not scheduled else nullcontext(), limits:
             with staged_run(run.notebook, run.parameters):
                 papermill.execute_notebook(
                     run.notebook, run.log, run.parameters, progress_bar=False
@@ -85,11 +88,6 @@ def _try(run: Run) -> str:
     except Exception as error:
         died = type(error).__name__ == "DeadKernelError"
         return limits.reason or (OOM if died and limits.killer_struck else _reason(error))
-
-
-def _scheduled() -> bool:
-    """Whether Slurm holds the time, and deals out the GPUs."""
-    return "SLURM_JOB_ID" in os.environ
 
 
 def _table_error(run: Run) -> str | None:
@@ -130,12 +128,13 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("id")
     parser.add_argument("--attempt", type=int, default=1)
+    parser.add_argument("--scheduled", action="store_true", help="a scheduler holds the time")
     arguments = parser.parse_args()
     logging.getLogger("papermill").setLevel(logging.ERROR)
     runs = {run.id: run for run in read_runs(arguments.file)}
     if arguments.id not in runs:
         sys.exit(f"no run {arguments.id}: what it depends on has changed since the sweep began")
-    execute(runs[arguments.id], arguments.attempt)
+    execute(runs[arguments.id], arguments.attempt, arguments.scheduled)
 
 
 if __name__ == "__main__":

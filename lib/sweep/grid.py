@@ -112,6 +112,9 @@ def _runs_of(grid: Any) -> list[Run]:
     require(isinstance(grid.get("table"), str), "table", grid.get("table"), "a table it saves")
     contract = params.read_contract(notebook)
     over, fixed = grid.get("over") or {}, grid.get("parameters") or {}
+    for key, named in (("over", over), ("parameters", fixed)):
+        ok = isinstance(named, dict) and all(isinstance(name, str) for name in named)
+        require(ok, key, named, "a mapping from names of parameters")
     for names, values in over.items():
         require(isinstance(values, list) and values, names, values, "a list of values to try")
     runs = []
@@ -120,7 +123,9 @@ def _runs_of(grid: Any) -> list[Run]:
         for names, value in zip(over, chosen, strict=True):
             given |= dict.fromkeys(names.split(), value)
         checked = params.check(contract, _with_lists(contract, given))
-        key = json.dumps([grid["table"], checked], sort_keys=True)
+        # sums on a GPU, or by other threads, are others
+        asked = [grid["table"], checked, limits["gpus"], limits["threads"]]
+        key = json.dumps(asked, sort_keys=True)
         values = params.defaults_of(contract) | checked
         runs.append(
             Run(

@@ -67,8 +67,13 @@ def _resident(process: psutil.Process) -> int:
 def _killed_for_memory() -> int:
     """How often the kernel has killed for memory in this process's control group (Linux)."""
     for line in GROUPS.read_text().splitlines() if GROUPS.exists() else []:
-        events = CGROUP_FILES / line.split(":", 2)[2].lstrip("/") / "memory.events"
-        if line.startswith("0::") and events.exists():
+        _, kind, group = line.split(":", 2)
+        # both versions of control groups
+        place, name = {"": (".", "memory.events"), "memory": ("memory", "memory.oom_control")}.get(
+            kind, ("", "")
+        )
+        events = CGROUP_FILES / place / group.lstrip("/") / name
+        if name and events.is_file():
             counts = dict(row.split() for row in events.read_text().splitlines())
             return int(counts.get("oom_kill", 0))
     return 0

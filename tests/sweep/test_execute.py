@@ -51,13 +51,12 @@ def test_a_job_that_slurm_calls_failed_for_memory_is_the_same_row_when_tried_aga
     run, monkeypatch
 ):
     """Slurm may call a job failed in which it has killed, though the row was written."""
-    monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setattr(papermill, "execute_notebook", lambda *args, **kwargs: 1 / 0)
     monkeypatch.setattr("lib.sweep.execute._reason", lambda error: "oom")
-    execute(run, 1)
+    execute(run, 1, scheduled=True)
     run.rows.unlink()  # Snakemake drops what a failed job has written
     monkeypatch.setattr(papermill, "execute_notebook", pytest.fail)
-    execute(run, 2)
+    execute(run, 2, scheduled=True)
     assert pd.read_csv(run.rows).status.tolist() == ["oom"]
 
 
@@ -140,6 +139,12 @@ def test_the_count_is_read_from_the_control_group(monkeypatch, tmp_path):
     assert limits._killed_for_memory() == 5
     (tmp_path / "fs" / "a" / "b" / "memory.events").unlink()
     assert limits._killed_for_memory() == 0
+    # version 1, beside an empty tree of version 2
+    (tmp_path / "cgroup").write_text("9:name=systemd:/\n4:memory:/a\n0::/\n")
+    (tmp_path / "fs" / "memory" / "a").mkdir(parents=True)
+    told = "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"
+    (tmp_path / "fs" / "memory" / "a" / "memory.oom_control").write_text(told)
+    assert limits._killed_for_memory() == 3
 
 
 def test_rows_say_on_what_device_and_the_merged_table_what_made_them(run, tmp_path):

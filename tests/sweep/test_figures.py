@@ -48,6 +48,19 @@ def test_a_figure_for_each_setting_names_what_failed(tmp_path, monkeypatch):
     )  # the line of dense, and streaming at both budgets
 
 
+def test_runs_that_name_no_value_of_a_parameter_are_a_setting_of_their_own(monkeypatch):
+    captions = []
+    monkeypatch.setattr(figures, "save_figure", lambda fig, name, said: captions.append(said))
+    table = merged()
+    table.loc[table.model == "large", "model"] = None
+    assert figures.settings(table) == ["model"]
+    assert len(figures.draw(table)) == 2
+    assert [caption.split("texts. ")[1].split(".")[0] for caption in captions] == [
+        "model small",
+        "model by default",
+    ]
+
+
 def test_a_setting_whose_runs_all_failed_is_named(monkeypatch, capsys):
     monkeypatch.setattr(figures, "save_figure", lambda *args: None)
     table = merged()

@@ -50,6 +50,9 @@ def test_a_name_tells_the_question_and_the_code(tmp_path):
     (other, *_) = runs_of(tmp_path, GRID | {"parameters": {"num_samples": 3}})
     assert (one.version, one.notebook) == (other.version, other.notebook)
     assert one.key != other.key
+    for change in ({"gpus": 1}, {"threads": 2}):  # these may, in their last digits
+        (other, *_) = runs_of(tmp_path, GRID | change)
+        assert one.key != other.key
 
 
 @pytest.mark.parametrize(
@@ -64,6 +67,9 @@ def test_a_name_tells_the_question_and_the_code(tmp_path):
         ({"threads": 0.5}, "threads=0.5: allowed is a whole number above 0"),
         ({"memory_gb": "8"}, "memory_gb='8': allowed is a number above 0"),
         ({"over": {"seed": 1}}, "seed=1: allowed is a list of values to try"),
+        ({"over": [1]}, "over=[1]: allowed is a mapping from names of parameters"),
+        ({"over": {1: [2]}}, "over={1: [2]}: allowed is a mapping"),
+        ({"parameters": [1]}, "parameters=[1]: allowed is a mapping"),
         ({"over": {"sed": [1]}}, "unknown parameter sed; did you mean seed?"),
         ({"over": {"seed": ["__import__('os')"]}}, "parameter seed must be an int in [0..]"),
         ({"parameters": {"chunk_size": 0}}, "parameter chunk_size must be an int in [1..4096]"),
