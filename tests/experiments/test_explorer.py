@@ -234,6 +234,91 @@ def test_stopping(page):
     assert page.wait()["status"]["state"] == "stopped"
 
 
+def held(page):
+    """Behind the first chunk it has shown the worker waits: events, that it does and may go on."""
+    there, go, compute = threading.Event(), threading.Event(), page._session.compute
+
+    def slow(setting):
+        for result in compute(setting):
+            yield result
+            there.set()
+            go.wait(10)
+
+    page._session.compute = slow
+    return there, go
+
+
+@pytest.mark.parametrize("wrong", [{"layer": 99}, {"step": 9999}, {"head": -1}])
+def test_a_wrong_value_while_lines_grow_ends_nothing(page, wrong):
+    there, go = held(page)
+    page.set(method="tova")
+    assert there.wait(10)
+    page.set(**wrong)
+    go.set()
+    shown = page.wait()
+    assert list(shown["errors"]) == list(wrong)
+    assert shown["status"]["state"] == "done"
+    page.set(**{name: WHERE[name] for name in wrong})
+    shown = page.wait()
+    assert shown["status"]["state"] == "done"
+    assert [shown["curves"][x]["done"] for x in ("chosen", "window", "dense")] == [299] * 3
+    assert shown["curves"]["window"]["label"] == "window 28"
+    assert shown["attention"]["label"] == shown["curves"]["chosen"]["label"]
+    assert shown["attention"]["weights"] is not None
+
+
+def test_a_layer_that_goes_wrong_during_a_look_is_no_failure(page, monkeypatch):
+    look = page._session.looking
+
+    def slow(*wanted):
+        for found in look(*wanted):
+            yield found
+            page.controls = page.controls | {"layer": 99}
+
+    monkeypatch.setattr(page._session, "looking", slow)
+    page.set(step=150)
+    assert page.wait()["errors"].keys() == {"layer"}
+    assert page.views["status"]["state"] == "done"
+
+
+def test_a_setting_that_came_with_a_wrong_layer_is_shown_when_that_is_right(page):
+    page.set(recent_size=20)
+    page.wait()
+    page.set(recent_size=28)
+    page.wait()
+    for recent_size in (24, 20):  # a new one, and one that is known
+        page.set(layer=99)
+        page.set(recent_size=recent_size)
+        page.wait()
+        page.set(layer=0)
+        shown = page.wait()
+        assert shown["curves"]["chosen"]["label"] == f"sinks + window 4 + {recent_size}"
+        assert shown["curves"]["window"]["label"] == f"window {recent_size + 4}"
+        assert shown["status"]["state"] == "done"
+
+
+def test_what_was_stopped_stays_so_when_the_step_moves(page, monkeypatch):
+    monkeypatch.setattr(writing, "NEW_TOKENS", 5)
+    there, go = held(page)
+    page.set(method="tova")
+    assert there.wait(10)
+    page._on_message(page, {"do": "stop"}, [])
+    go.set()
+    assert page.wait()["status"]["state"] == "stopped"
+    page.begun.clear()
+    page.set(step=100)
+    shown = page.wait()
+    assert shown["attention"]["step"] == 100
+    assert shown["attention"]["weights"] is not None
+    page._on_message(page, {"do": "write"}, [])
+    shown = page.wait()
+    assert shown["writing"] is not None
+    assert shown["status"]["state"] == "stopped"
+    assert page.begun == []
+    page.set(buffer=1)  # another setting is computed
+    assert page.wait()["status"]["state"] == "done"
+
+
 def test_a_load_that_is_stopped_is_taken_back(page):
     before = page.controls["text"], page.choices["length"]
     page.set(text="no such file.txt")

@@ -19,7 +19,15 @@ from lib.paths import headless
 
 from . import views
 from .session import Session
-from .setting import MOST_BUFFER, MOST_SINKS, OFFERED, WITH_SINKS, Setting
+from .setting import (
+    MOST_BUFFER,
+    MOST_SINKS,
+    OFFERED,
+    WITH_SINKS,
+    Setting,
+    lines_of,
+    place_errors,
+)
 from .text import TYPED
 
 HERE = Path(__file__).parent
@@ -91,8 +99,30 @@ class Page(anywidget.AnyWidget):
         self.choices = self.choices | sizes
         self.text = {"pieces": self._session.pieces()}
 
-    def _status(self, state: str, text: str, done: int = 0, total: int = 0) -> None:
-        self._show(status={"state": state, "text": text, "done": done, "total": total})
+    def _status(self, state: str, text: str, done: int = 0, total: int = 0, **more) -> None:
+        self._show(status={"state": state, "text": text, "done": done, "total": total}, **more)
+
+    def _failed(self, error: Exception) -> None:
+        """A job ended with an error: said in one sentence."""
+        self._status("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+    def _errors(self) -> dict[str, str]:
+        """What is wrong with the controls that need no loading, a sentence by control."""
+        found = self.setting.errors(self._session.limit)
+        place = (self.controls[name] for name in OF_STEP)
+        found |= place_errors(self._session.model, len(self._session.tokens), *place)
+        return found
+
+    def _known(self, setting: Setting) -> dict[str, torch.Tensor]:
+        """The losses of what is lines_of, as far as they have been computed."""
+        known = {name: self._session.store.get(x) for name, x in lines_of(setting).items()}
+        return {name: nll for name, nll in known.items() if nll is not None}
+
+    def _whole(self) -> bool:
+        """Whether all lines of the setting have been computed, wherever its step may be."""
+        setting = self.setting
+        known = not setting.errors(self._session.limit) and self._known(setting)
+        return bool(known) and len(known) == len(lines_of(setting))
 
     def _curve(self, line: Setting, nll: torch.Tensor, done: int) -> dict:
         return self._session.curve(line, nll, done) | {"label": line.label}

@@ -5,14 +5,12 @@ The kernel answers every change with what it knows, and a `Worker` computes the 
 
 from collections.abc import Iterator
 
-import torch
-
 from lib.load.models import load_model
 
 from . import views, writing
 from .page import OF_STEP, OF_TEXT, Page, machine
 from .session import Session
-from .setting import Setting, lines_of, place_errors
+from .setting import Setting, lines_of
 from .text import TYPED, text_errors, text_tokens
 from .worker import Worker
 
@@ -34,6 +32,8 @@ class ExplorerWidget(Page):
         self.begun: list[Setting] = []  # what was computed, and what of it to the end
         self.ended: list[Setting] = []
         self._answering = None  # number of the change that the worker is at
+        self._begun_with: Setting | None = None  # what the lines on the page are of
+        self._stopped = False  # whether the rest of them was called off
         self._moved = ""  # controls that a shorter text or a smaller model has moved
         self._worker = Worker(self._failed, self._when_idle)
         self.on_msg(self._on_message)
@@ -72,14 +72,8 @@ class ExplorerWidget(Page):
         elif action == "write" and not self._loading() and not self._errors():
             self._worker.ask(self._write)
         elif action == "stop":
+            self._stopped = True
             self._worker.ask(self._stop)
-
-    def _errors(self) -> dict[str, str]:
-        """What is wrong with the controls that need no loading, a sentence by control."""
-        found = self.setting.errors(self._session.limit)
-        place = (self.controls[name] for name in OF_STEP)
-        found |= place_errors(self._session.model, len(self._session.tokens), *place)
-        return found
 
     def _loading(self) -> bool:
         """Whether the controls name another model or text than the session's."""
@@ -99,9 +93,10 @@ class ExplorerWidget(Page):
         """Show what is known of a new setting, and compute the rest."""
         if self._loading():  # still, or in vain: not to be overtaken, nor forgotten
             return self._load()
+        self._begun_with, self._stopped = None, False
         if self._refused():
             return self._worker.ask(self._stop)
-        setting = self.setting
+        self._begun_with = setting = self.setting
         lines, known = lines_of(setting), self._known(setting)
         curves = {name: self._curve(lines[name], nll, len(nll)) for name, nll in known.items()}
         self._show(curves=curves, ratios=views.ratios(known), code=self._code(setting))
@@ -113,20 +108,13 @@ class ExplorerWidget(Page):
         return self._worker.ask(self._compute)
 
     def _turn_to_step(self) -> None:
-        if self._loading() or self.views["status"]["state"] == "stopped":
+        """Look elsewhere; lines that were stopped stay so, those that were refused begin anew."""
+        failed = self.views["status"]["state"] == "failed"
+        if self._loading() or failed or self._begun_with != self.setting:
             return self._begin()
         if not self._refused():
             self._show_step()
             self._worker.look(self._look)
-
-    def _known(self, setting: Setting) -> dict[str, torch.Tensor]:
-        """The losses of what is lines_of, as far as they have been computed."""
-        known = {name: self._session.store.get(x) for name, x in lines_of(setting).items()}
-        return {name: nll for name, nll in known.items() if nll is not None}
-
-    def _whole(self) -> bool:
-        """Whether all lines of what the controls say have been computed."""
-        return not self._errors() and len(self._known(self.setting)) == len(lines_of(self.setting))
 
     def _compute(self) -> Iterator[None]:
         """The lines that are not known, growing; the look as soon as its step has been read."""
@@ -137,8 +125,8 @@ class ExplorerWidget(Page):
                 self.begun.append(line)
                 for done, nll in self._session.compute(line):
                     curve = self._curve(line, nll, done)
-                    self._show(setting, curves=self.views["curves"] | {name: curve})
-                    self._status("computing", line.label, done, len(nll))
+                    news = {"only_for": setting, "curves": self.views["curves"] | {name: curve}}
+                    self._status("computing", line.label, done, len(nll), **news)
                     if name == "chosen":
                         yield from self._look()
                     yield
@@ -153,6 +141,8 @@ class ExplorerWidget(Page):
     def _look(self) -> Iterator[None]:
         """What the chosen step attends to, unless that is shown or has not been read yet."""
         self._answering, wanted = self.controls.get("seq"), (self.setting, self.controls["step"])
+        if self._errors():  # of the step, layer or head: the lines go on behind them
+            return
         if self._session.known_look(*wanted) is None:
             if not self._session.can_look(*wanted):
                 return
@@ -160,7 +150,7 @@ class ExplorerWidget(Page):
                 if look is None:
                     self._status("computing", f"attention at step {wanted[1]:,}")
                     yield
-        if not self._shown_weights():
+        if not self._errors() and not self._shown_weights():  # typed in the meantime
             self._show_step()
 
     def _load(self) -> None:
@@ -210,8 +200,13 @@ class ExplorerWidget(Page):
         if self._loading():
             self._adjust(**dict(zip(OF_TEXT, self._loaded, strict=True)))
             self._show(errors=self._errors())
-        self._status("done" if self._whole() else "stopped", "")
+        self._rest()
         yield from ()
+
+    def _rest(self) -> None:
+        """Nothing is computed any more: say whether all is there."""
+        whole = self._whole()
+        self._status("done" if whole else "stopped", self._moved if whole else "")
 
     def _write(self) -> Iterator[None]:
         """Continue the text up to the step, three times, a token each in turn."""
@@ -222,16 +217,13 @@ class ExplorerWidget(Page):
                 self._show(writing=shown)
                 self._status("writing", "the text goes on", done, writing.NEW_TOKENS)
             yield
-        yield from self._compute()  # what writing has overtaken
-
-    def _failed(self, error: Exception) -> None:
-        """A job ended with an error: said in one sentence."""
-        self._status("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
+        if not self._stopped:
+            yield from self._compute()  # what writing has overtaken
 
     def _when_idle(self) -> None:
         """All is shown that was asked for."""
-        if self.views["status"]["state"] in ("computing", "writing"):
-            self._status("done", self._moved)
+        if self.views["status"]["state"] in ("computing", "writing", "stopped"):
+            self._rest()
         self._show(settled=self._answering)
         if self._machine is None:
             self._machine = machine(self._session.model.device, self._session.model.dtype)
