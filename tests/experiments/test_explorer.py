@@ -61,6 +61,20 @@ def page(session, monkeypatch):
     return page
 
 
+def held(page):
+    """Behind the first chunk it has shown the worker waits: events, that it does and may go on."""
+    there, go, compute = threading.Event(), threading.Event(), page._session.compute
+
+    def slow(setting):
+        for result in compute(setting):
+            yield result
+            there.set()
+            go.wait(10)
+
+    page._session.compute = slow
+    return there, go
+
+
 def test_the_first_views(page, session):
     shown = page.wait()
     assert {name: curve["label"] for name, curve in shown["curves"].items()} == {
@@ -203,6 +217,20 @@ def test_pinned_settings_stay(page):
     assert page.wait()["pins"] == []
 
 
+def test_a_line_that_grows_is_not_pinned(page):
+    there, go = held(page)
+    page.set(method="tova")
+    assert there.wait(10)
+    page._on_message(page, {"do": "pin"}, [])
+    assert page.views["pins"] == []
+    assert page.views["status"]["text"] == "compare waits till the line is whole"
+    go.set()
+    curve = page.wait()["curves"]["chosen"]
+    page._on_message(page, {"do": "pin"}, [])
+    assert page.wait()["pins"] == [curve]
+    assert curve["done"] == 299
+
+
 def test_writing_is_what_generate_writes(page, session):
     lines = [Setting("baseline", 0, 0), SETTING, Setting("tova", 0, 64)]
     ids = [[], [], []]
@@ -232,20 +260,6 @@ def test_stopping(page):
     assert began.wait(10)
     page._on_message(page, {"do": "stop"}, [])
     assert page.wait()["status"]["state"] == "stopped"
-
-
-def held(page):
-    """Behind the first chunk it has shown the worker waits: events, that it does and may go on."""
-    there, go, compute = threading.Event(), threading.Event(), page._session.compute
-
-    def slow(setting):
-        for result in compute(setting):
-            yield result
-            there.set()
-            go.wait(10)
-
-    page._session.compute = slow
-    return there, go
 
 
 @pytest.mark.parametrize("wrong", [{"layer": 99}, {"step": 9999}, {"head": -1}])

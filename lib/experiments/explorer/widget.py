@@ -64,8 +64,7 @@ class ExplorerWidget(Page):
         """A button: pin, unpin, write or stop."""
         action = content.get("do")
         if action == "pin" and (curve := self.views.get("curves", {}).get("chosen")):
-            self._pins = [*self._pins, curve][-4:]
-            self._show(pins=self._pins)
+            self._pin(curve)
         elif action == "unpin":
             self._pins = []
             self._show(pins=[])
@@ -74,6 +73,14 @@ class ExplorerWidget(Page):
         elif action == "stop":
             self._stopped = True
             self._worker.ask(self._stop)
+
+    def _pin(self, curve: dict) -> None:
+        """Keep a line beside the others; one that still grows would stay as it is now."""
+        if curve["done"] < curve["total"]:
+            told = "compare waits till the line is whole"
+            return self._show(status=self.views["status"] | {"text": told})
+        self._pins = [*self._pins, curve][-4:]
+        return self._show(pins=self._pins)
 
     def _loading(self) -> bool:
         """Whether the controls name another model or text than the session's."""
