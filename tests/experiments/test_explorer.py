@@ -104,6 +104,18 @@ def test_the_first_views(page, session):
     assert "".join(page.text["pieces"]) == Letters().decode(IDS)
 
 
+def test_the_first_view_of_a_method_without_a_rule_has_its_place(session, monkeypatch):
+    monkeypatch.delenv("KVLAB_NOTEBOOK", raising=False)
+    monkeypatch.setattr(widget, "machine", lambda *_: MACHINE)
+    monkeypatch.setattr(widget.Worker, "ask", lambda *_: None)  # nothing is computed yet
+    shown = ExplorerWidget(session, Setting("tova", 0, 28), WHERE).views["attention"]
+    assert shown.pop("old")
+    assert shown == {
+        **{"step": 200, "layer": 1, "head": 0, "sinks": 0, "first": 4},
+        **{"tokens": [], "weights": None, "shares": None},
+    }
+
+
 def test_a_moved_slider_changes_what_depends_on_it(page, session):
     before = page.views
     page.set(start_size=0)

@@ -150,7 +150,8 @@ class Page(anywidget.AnyWidget):
         look = self._session.known_look(setting, step)
         shown = views.attention(setting, step, look, layer, head)
         if shown is None:
-            shown = (self.views.get("attention") or {"tokens": [], "weights": None}) | {"old": True}
+            none = views.no_attention(setting, step, layer, head)
+            shown = (self.views.get("attention") or none) | {"old": True}
         else:
             shown |= {"label": setting.label}
         money = views.cost(self._session.model, setting, step, look, self._machine)
