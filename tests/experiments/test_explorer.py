@@ -345,6 +345,22 @@ def test_what_was_stopped_stays_so_when_the_step_moves(page, monkeypatch):
     assert page.wait()["status"]["state"] == "done"
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_an_explorer_ends_when_it_is_closed_or_made_again(page, session, again):
+    there, go = held(page)
+    page.set(method="tova")
+    assert there.wait(10)
+    new = ExplorerWidget(session, SETTING, WHERE) if again else page.close()
+    go.set()
+    page._worker._thread.join(10)
+    assert not page._worker._thread.is_alive()
+    assert Setting("tova", 4, 28) not in page.ended
+    page.set(step=100)  # asks for nothing
+    page.wait(1)
+    if again:
+        assert new.wait()["status"]["state"] == "done"
+
+
 def test_a_load_that_is_stopped_is_taken_back(page):
     before = page.controls["text"], page.choices["length"]
     page.set(text="no such file.txt")

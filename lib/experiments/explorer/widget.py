@@ -3,6 +3,7 @@
 The kernel answers every change with what it knows, and a `Worker` computes the rest behind it.
 """
 
+import weakref
 from collections.abc import Iterator
 
 from lib.load.models import load_model
@@ -13,6 +14,8 @@ from .session import Session
 from .setting import Setting, lines_of
 from .text import TYPED, text_errors, text_tokens
 from .worker import Worker
+
+LIVE: "weakref.WeakSet[ExplorerWidget]" = weakref.WeakSet()  # one at a time computes
 
 
 class ExplorerWidget(Page):
@@ -25,6 +28,7 @@ class ExplorerWidget(Page):
     """
 
     def __init__(self, session: Session, setting: Setting, where: dict, notebook: str = ""):
+        self._worker = Worker(self._failed, self._when_idle)
         super().__init__(session, setting, where, notebook)
         self._models = {self.controls["model"]: (session.model, session.tokenizer)}
         self._loaded = tuple(self.controls[name] for name in OF_TEXT)  # what the session is of
@@ -35,11 +39,18 @@ class ExplorerWidget(Page):
         self._begun_with: Setting | None = None  # what the lines on the page are of
         self._stopped = False  # whether the rest of them was called off
         self._moved = ""  # controls that a shorter text or a smaller model has moved
-        self._worker = Worker(self._failed, self._when_idle)
         self.on_msg(self._on_message)
         self.observe(self._changed, names="controls")
         if self.live:
+            for old in list(LIVE):  # the cell was run again
+                old.close()
+            LIVE.add(self)
             self._begin()
+
+    def close(self) -> None:
+        """End what is computed, and the page with it."""
+        self._worker.end()
+        super().close()
 
     def wait(self, seconds: float = 60) -> dict:
         """The views when all that was asked for is shown; TimeoutError if that takes longer."""
