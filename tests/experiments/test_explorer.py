@@ -136,6 +136,24 @@ def test_a_moved_slider_changes_what_depends_on_it(page, session):
     assert shown["attention"]["weights"] is not None
 
 
+def test_a_change_counts_as_answered_with_its_picture(page):
+    seen = []
+    page.observe(lambda change: seen.append(change.new), names="views")
+    page.set(recent_size=20)
+    page.wait()
+    changes = [{"recent_size": 28}, {"step": 100}, {"recent_size": 20, "step": 150}]
+    for seq, controls in enumerate(changes, 1):
+        page.set(seq=seq, **controls)
+        page.wait()
+        first = next(x for x in seen if x.get("seq") == seq)
+        step, size = page.controls["step"], page.controls["recent_size"]
+        assert first["attention"]["tokens"] == [0, 1, 2, 3, *range(step - size, step + 1)]
+        assert first["curves"]["chosen"]["label"] == f"sinks + window 4 + {size}"
+        assert first["errors"] == {}
+    page.set(seq=4, layer=7)
+    assert (page.views["seq"], page.views["settled"]) == (4, 4)
+
+
 def test_only_the_newest_of_quick_moves_is_computed(page):
     page.begun.clear()
     page.ended.clear()

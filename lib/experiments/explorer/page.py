@@ -144,7 +144,7 @@ class Page(anywidget.AnyWidget):
         same = all(shown.get(name) == controls[name] for name in OF_STEP)
         return same and shown.get("weights") is not None and shown["label"] == self.setting.label
 
-    def _show_step(self) -> None:
+    def _show_step(self, **more) -> None:
         """Attention and cost at the step; where nothing is known yet the old ones, marked so."""
         setting, (step, layer, head) = self.setting, (self.controls[x] for x in OF_STEP)
         look = self._session.known_look(setting, step)
@@ -155,7 +155,7 @@ class Page(anywidget.AnyWidget):
         else:
             shown |= {"label": setting.label}
         money = views.cost(self._session.model, setting, step, look, self._machine)
-        self._show(attention=shown, cost=money, code=self._code(setting))
+        self._show(attention=shown, cost=money, code=self._code(setting), **more)
 
 
 @cache

@@ -98,13 +98,9 @@ class ExplorerWidget(Page):
         return tuple(self.controls[name] for name in OF_TEXT) != self._loaded
 
     def _refused(self) -> bool:
-        """Whether something is wrong, which is then shown."""
-        errors = self._errors()
-        self._show(
-            errors=errors,
-            seq=self.controls.get("seq"),
-            settled=self.controls.get("seq") if errors else None,
-        )
+        """Whether something is wrong, which is then shown, and is all of the answer."""
+        errors, seq = self._errors(), self.controls.get("seq")
+        self._show(errors=errors, **({"seq": seq, "settled": seq} if errors else {}))
         return bool(errors)
 
     def _begin(self) -> None:
@@ -119,10 +115,8 @@ class ExplorerWidget(Page):
         curves = {name: self._curve(lines[name], nll, len(nll)) for name, nll in known.items()}
         self._show(curves=curves, ratios=views.ratios(known), code=self._code(setting))
         self._show_step()
-        if len(known) < len(lines):
-            self._status("computing", setting.label)
-        else:
-            self._status("done", self._moved)
+        state = ("done", self._moved) if self._whole() else ("computing", setting.label)
+        self._status(*state, seq=self.controls.get("seq"))  # the last of the first answer
         return self._worker.ask(self._compute)
 
     def _turn_to_step(self) -> None:
@@ -131,7 +125,7 @@ class ExplorerWidget(Page):
         if self._loading() or failed or self._begun_with != self.setting:
             return self._begin()
         if not self._refused():
-            self._show_step()
+            self._show_step(seq=self.controls.get("seq"))
             self._worker.look(self._look)
 
     def _compute(self) -> Iterator[None]:
@@ -175,10 +169,12 @@ class ExplorerWidget(Page):
         """Another model or text: in the background, for it may take long."""
         controls = self.controls
         errors = text_errors(*(controls[name] for name in OF_TEXT[1:]))
-        settled = controls.get("seq") if errors else None
-        self._show(errors=errors, seq=controls.get("seq"), settled=settled)
-        if not errors:
-            self._status("loading", f"{controls['model']}, {controls['text']}")
+        self._show(errors=errors)
+        seq = controls.get("seq")
+        if errors:
+            self._show(seq=seq, settled=seq)
+        else:
+            self._status("loading", f"{controls['model']}, {controls['text']}", seq=seq)
             self._worker.ask(self._reload)
 
     def _reload(self) -> Iterator[None]:
