@@ -394,6 +394,32 @@ def test_a_load_that_is_stopped_is_taken_back(page):
     assert page.views["status"]["state"] == "done"
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_load_that_is_stopped_is_taken_back_before_it_ends(page, session, monkeypatch, fails):
+    there, go = threading.Event(), threading.Event()
+
+    def slow(name):
+        there.set()
+        go.wait(10)
+        if fails:
+            raise OSError("no such model")
+        return cached_model("llama", torch.float32), Letters()
+
+    monkeypatch.setattr(widget, "load_model", slow)
+    page.set(model="large")
+    assert there.wait(10)
+    page._on_message(page, {"do": "stop"}, [])
+    assert (page.controls["model"], page.views["status"]["state"]) == ("tiny", "done")
+    page.set(recent_size=20)  # what is there is explored meanwhile
+    assert page.views["attention"]["tokens"] == [0, 1, 2, 3, *range(180, 201)]
+    go.set()
+    shown = page.wait()
+    assert (shown["errors"], shown["status"]["state"]) == ({}, "done")
+    assert shown["curves"]["chosen"]["label"] == "sinks + window 4 + 20"
+    assert page._session is session
+    assert list(page._models) == ["tiny"]
+
+
 def test_what_writing_overtakes_is_computed_behind_it(page):
     gate, compute = threading.Event(), page._session.compute
 

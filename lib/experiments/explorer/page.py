@@ -113,6 +113,12 @@ class Page(anywidget.AnyWidget):
         found |= place_errors(self._session.model, len(self._session.tokens), *place)
         return found
 
+    def _refused(self) -> bool:
+        """Whether something is wrong, which is then shown, and is all of the answer."""
+        errors, seq = self._errors(), self.controls.get("seq")
+        self._show(errors=errors, **({"seq": seq, "settled": seq} if errors else {}))
+        return bool(errors)
+
     def _known(self, setting: Setting) -> dict[str, torch.Tensor]:
         """The losses of what is lines_of, as far as they have been computed."""
         known = {name: self._session.store.get(x) for name, x in lines_of(setting).items()}

@@ -31,7 +31,7 @@ class ExplorerWidget(Page):
         self._worker = Worker(self._failed, self._when_idle)
         super().__init__(session, setting, where, notebook)
         self._models = {self.controls["model"]: (session.model, session.tokenizer)}
-        self._loaded = tuple(self.controls[name] for name in OF_TEXT)  # what the session is of
+        self._loaded = self._of_text()  # what the session is of
         self._pins: list[dict] = []
         self.begun: list[Setting] = []  # what was computed, and what of it to the end
         self.ended: list[Setting] = []
@@ -83,6 +83,10 @@ class ExplorerWidget(Page):
             self._worker.ask(self._write)
         elif action == "stop":
             self._stopped = True
+            if self._loading():  # at once: a model may take minutes, and is dropped when it comes
+                self._adjust(**dict(zip(OF_TEXT, self._loaded, strict=True)))
+                self._show(errors=self._errors())
+                self._rest()
             self._worker.ask(self._stop)
 
     def _pin(self, curve: dict) -> None:
@@ -95,13 +99,11 @@ class ExplorerWidget(Page):
 
     def _loading(self) -> bool:
         """Whether the controls name another model or text than the session's."""
-        return tuple(self.controls[name] for name in OF_TEXT) != self._loaded
+        return self._of_text() != self._loaded
 
-    def _refused(self) -> bool:
-        """Whether something is wrong, which is then shown, and is all of the answer."""
-        errors, seq = self._errors(), self.controls.get("seq")
-        self._show(errors=errors, **({"seq": seq, "settled": seq} if errors else {}))
-        return bool(errors)
+    def _of_text(self) -> tuple:
+        """The model and text that the controls name."""
+        return tuple(self.controls[name] for name in OF_TEXT)
 
     def _begin(self) -> None:
         """Show what is known of a new setting, and compute the rest."""
@@ -178,24 +180,28 @@ class ExplorerWidget(Page):
             self._worker.ask(self._reload)
 
     def _reload(self) -> Iterator[None]:
-        self._answering = self.controls.get("seq")
-        name, *of_text = (self.controls[x] for x in OF_TEXT)
+        self._answering, wanted = self.controls.get("seq"), self._of_text()
+        name, *of_text = wanted
         yield
         part = "model"
         try:
-            if name not in self._models:
-                self._models = {name: load_model(name)}  # one at a time: they are large
+            loaded = self._models.get(name) or load_model(name)
+            if self.controls["model"] == name:
+                self._models = {name: loaded}  # one at a time: they are large
             yield
-            model, tokenizer = self._models[name]
+            model, tokenizer = loaded
             part = "typed" if of_text[0] == TYPED else "text"
             tokens = text_tokens(tokenizer, *of_text)
+            session = Session(model, tokenizer, tokens)
         except (ValueError, OSError) as error:
-            self._show(errors={part: " ".join(str(error).split())}, settled=self._answering)
-            self._status("failed", "")
+            if wanted == self._of_text():
+                self._show(errors={part: " ".join(str(error).split())}, settled=self._answering)
+                self._status("failed", "")
             return
         yield
-        self._session, self._pins = Session(model, tokenizer, tokens), []
-        self._loaded = (name, *of_text)
+        if wanted != self._of_text():
+            return
+        self._session, self._pins, self._loaded = session, [], wanted
         self._show_session()
         layers, heads = self._session.shape
         most = {"step": len(tokens) - 1, "layer": layers - 1, "head": heads - 1}
@@ -210,10 +216,7 @@ class ExplorerWidget(Page):
         self._begin()
 
     def _stop(self) -> Iterator[None]:
-        """Leave things as they are; a model or text that was not loaded is taken back."""
-        if self._loading():
-            self._adjust(**dict(zip(OF_TEXT, self._loaded, strict=True)))
-            self._show(errors=self._errors())
+        """Leave things as they are."""
         self._rest()
         yield from ()
 
