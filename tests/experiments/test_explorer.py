@@ -275,6 +275,24 @@ def test_writing_is_what_generate_writes(page, session):
         "window": writing.NEW_TOKENS,
         "chosen": writing.NEW_TOKENS,
     }
+    assert page.views["writing"]["done"] == page.views["writing"]["total"] == writing.NEW_TOKENS
+
+
+def test_writing_that_is_overtaken_says_that_it_is_unfinished(page, monkeypatch):
+    def moves(*given):
+        for shown, done in side_by_side(*given):
+            if done == 2 and shown:
+                page.set(recent_size=20)
+            yield shown, done
+
+    side_by_side = writing.side_by_side
+    monkeypatch.setattr(writing, "side_by_side", moves)
+    page._on_message(page, {"do": "write"}, [])
+    shown = page.wait()
+    assert shown["status"]["state"] == "done"
+    columns = shown["writing"]["columns"].values()
+    assert {len(column["text"]) for column in columns} == {shown["writing"]["done"]} == {2}
+    assert shown["writing"]["total"] == writing.NEW_TOKENS
 
 
 def test_stopping(page):

@@ -245,7 +245,8 @@ function render({ model, el }) {
   function drawWriting(writing) {
     if (!writing) return view.writing.replaceChildren();
     const scrolled = [...view.writing.querySelectorAll("p")].map((p) => p.scrollTop + p.clientHeight >= p.scrollHeight - 4);
-    view.writing.innerHTML = `<h4>Written after <small>“…${escape(writing.after.replace(/\n/g, "↵"))}”</small></h4><div class="three">${Object.entries(writing.columns).map(([name, { label, text }]) => `<div data-column="${name}"><h4>${escape(label)}</h4><p tabindex="0" data-lm-suppress-shortcuts="true">${escape(text)}</p></div>`).join("")}</div>`;
+    const { done, total } = writing, unfinished = done < total ? ` unfinished: ${done} of ${total} tokens` : "";
+    view.writing.innerHTML = `<h4>Written after <small>“…${escape(writing.after.replace(/\n/g, "↵"))}”${unfinished}</small></h4><div class="three">${Object.entries(writing.columns).map(([name, { label, text }]) => `<div data-column="${name}"><h4>${escape(label)}</h4><p tabindex="0" data-lm-suppress-shortcuts="true">${escape(text)}</p></div>`).join("")}</div>`;
     view.writing.querySelectorAll("p").forEach((p, i) => { if (scrolled[i] ?? true) p.scrollTop = p.scrollHeight; });
   }
 
