@@ -17,7 +17,7 @@ const count = (x) => Math.round(x).toLocaleString("en");
 const short = (x) => (x == null ? "–" : x >= 100 ? x.toFixed(0) : x >= 10 ? x.toFixed(1) : x.toFixed(2));
 const interval = (x) => (x[1] == null ? short(x[0]) : `${short(x[0])} (${short(x[1])} to ${short(x[2])})`);
 const bytes = (x) => (x < 2 ** 20 ? `${short(x / 2 ** 10)} KiB` : `${short(x / 2 ** 20)} MiB`);
-const PATIENCE = 500; // ms
+const PATIENCE = 500, SILENCE = 10_000; // ms
 const LOOKS = { dense: ["--dense", ""], window: ["--window", "6 3"], chosen: ["--chosen", ""] };
 
 // values of a logarithmic slider, each about a twelfth more than the one before
@@ -29,7 +29,7 @@ function logarithmic(low, high) {
 
 function render({ model, el }) {
   const root = h("div", { class: "kvx", role: "group", "aria-label": "Explorer" });
-  const state = { seq: model.get("controls").seq ?? 0, pressed: {}, times: [], log: null };
+  const state = { seq: model.get("controls").seq ?? 0, pressed: {}, times: [], log: null, heard: performance.now() };
   const fields = {};
 
   // --- what is said to the kernel -------------------------------------------------------------
@@ -253,10 +253,14 @@ function render({ model, el }) {
   function drawStatus({ status = {}, errors = {} }) {
     const { state: kind, text, done, total } = status, wrong = Object.values(errors).length;
     const words = { computing: "computing", loading: "loading", writing: "writing", stopped: "stopped: what is shown may be unfinished", failed: "failed:", done: "ready" };
-    const late = waiting();
+    const late = waiting(), busy = !wrong && !late && ["computing", "loading", "writing"].includes(kind);
+    // the kernel may have died, or be at something long: the page can't tell, and says what it knows
+    const silent = busy && performance.now() - state.heard > SILENCE;
+    root.classList.toggle("silent", silent);
     root.classList.toggle("late", late);
-    view.status.replaceChildren(late ? "⏳ waiting for the kernel: what is shown is older than the controls" : wrong ? "⚠ what is shown is the last setting that is allowed" : `${words[kind] ?? ""}${kind === "done" && text ? ":" : ""} ${text ?? ""}`);
-    const busy = !wrong && !late && ["computing", "loading", "writing"].includes(kind);
+    view.status.replaceChildren(late ? "⏳ waiting for the kernel: what is shown is older than the controls" : wrong ? "⚠ what is shown is the last setting that is allowed" : `${words[kind] ?? ""}${kind === "done" && text ? ":" : ""} ${text ?? ""}${silent ? " – no sign from the kernel for a while: what is shown may be unfinished" : ""}`);
+    clearTimeout(state.listening);
+    if (busy && !silent) state.listening = setTimeout(redraw, state.heard + SILENCE + 50 - performance.now());
     if (busy) view.status.prepend(h("progress", { ...(total ? { max: total, value: done } : {}), "aria-label": "progress" }));
     root.dataset.state = late ? "waiting" : wrong ? "refused" : kind;
     for (const [name, { parts, error }] of Object.entries(fields)) {
@@ -316,7 +320,7 @@ function render({ model, el }) {
     root.toggleAttribute("data-dark", own[0] + own[1] + own[2] > 382);
   };
   const all = () => { state.moved = true; showControls(); theme(); redraw(); };
-  model.on("change:views", redraw);
+  model.on("change:views", () => { state.heard = performance.now(); redraw(); });
   model.on("change:text", all);
   model.on("change:choices", all);
   model.on("change:controls", () => { showControls(); state.moved = true; redraw(); });
@@ -327,7 +331,7 @@ function render({ model, el }) {
   watch.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "class"] });
   el.append(root);
   all();
-  return () => { playing(false); size.disconnect(); watch.disconnect(); };
+  return () => { playing(false); clearTimeout(state.listening); size.disconnect(); watch.disconnect(); };
 }
 
 export default { render };
