@@ -247,6 +247,15 @@ def test_pinned_settings_stay(page):
     assert page.wait()["pins"] == []
 
 
+def test_a_setting_is_pinned_once(page):
+    for size in (28, 20, 28):
+        page.set(recent_size=size)
+        page.wait()
+        page._on_message(page, {"do": "pin"}, [])
+    labels = [curve["label"] for curve in page.views["pins"]]
+    assert labels == ["sinks + window 4 + 28", "sinks + window 4 + 20"]
+
+
 def test_a_line_that_grows_is_not_pinned(page):
     there, go = held(page)
     page.set(method="tova")

@@ -166,15 +166,17 @@ function render({ model, el }) {
 
   function drawLoss({ curves = {}, pins = [], ratios = {} }) {
     const W = Math.max(300, view.loss.clientWidth || 520), H = 140;
-    const drawn = [...pins.map((curve) => [curve, ["--pin", "2 3"]]), ...["dense", "window", "chosen"].filter((x) => curves[x]).map((x) => [curves[x], LOOKS[x]])];
+    const drawn = [...pins.map((curve, i) => [curve, ["--pin", "2 3", i + 1]]), ...["dense", "window", "chosen"].filter((x) => curves[x]).map((x) => [curves[x], LOOKS[x]])];
     const all = drawn.flatMap(([curve]) => [...curve.y, ...curve.low, ...curve.high]).filter((x) => x != null);
     const low = Math.min(...all, 1), high = Math.max(...all, 2), last = Math.max(64, choices().length - 1);
     const xs = (x) => 34 + ((W - 40) * Math.log2(Math.max(x, 16) / 16)) / Math.log2(last / 16), ys = (y) => 14 + ((H - 44) * (high - y)) / (high - low);
     const path = (curve, column) => curve.x.map((x, i) => `${xs(x).toFixed(1)},${ys(curve[column][i] ?? curve.y[i]).toFixed(1)}`);
-    const body = drawn.map(([curve, [color, dash]]) => {
+    const body = drawn.map(([curve, [color, dash, number]]) => {
       const own = `style="stroke:var(${color})" stroke-dasharray="${dash}" fill="none" stroke-width="2"`;
       const dots = color === "--chosen" ? path(curve, "y").map((p) => `<circle cx="${p.split(",")[0]}" cy="${p.split(",")[1]}" r="2.6" style="fill:var(${color})"/>`).join("") : "";
-      return `<polygon points="${[...path(curve, "low"), ...path(curve, "high").reverse()].join(" ")}" style="fill:var(${color})" opacity=".13"/><polyline points="${path(curve, "y").join(" ")}" ${own}/>${dots}`;
+      const [x, y] = path(curve, "y").at(-1)?.split(",").map(Number) ?? [];
+      const end = number && curve.x.length ? `<text x="${x - 4 + 9 * number}" y="${y + 4}">${number}</text>` : ""; // side by side where lines meet
+      return `<polygon points="${[...path(curve, "low"), ...path(curve, "high").reverse()].join(" ")}" style="fill:var(${color})" opacity=".13"/><polyline points="${path(curve, "y").join(" ")}" ${own}/>${dots}${end}`;
     });
     const step = model.get("controls").step, budget = sinks() + model.get("controls").recent_size;
     const vertical = (x, text, y) => `<line class="axis" x1="${xs(x)}" x2="${xs(x)}" y1="14" y2="${H - 30}" stroke-dasharray="1 3"/><text x="${xs(x) + 3}" y="${y}">${text}</text>`;
@@ -186,7 +188,7 @@ function render({ model, el }) {
       const { label, ppl, done, total } = curves[name], [color, dash] = LOOKS[name];
       return `<span data-line-of="${name}"><svg viewBox="0 0 26 8" style="display:inline-block;width:26px;height:8px"><line x1="0" x2="26" y1="4" y2="4" style="stroke:var(${color})" stroke-width="2.5" stroke-dasharray="${dash}"/>${name === "chosen" ? `<circle cx="13" cy="4" r="3" style="fill:var(${color})"/>` : ""}</svg> ${escape(label)}: PPL <b>${interval(ppl)}</b>${done < total ? ` <small>first ${count(done)} tokens</small>` : ""}</span>`;
     });
-    told.push(...pins.map(({ label, ppl }) => `<span>┈┈ ${escape(label)}: PPL <b>${interval(ppl)}</b> <small>pinned</small></span>`));
+    told.push(...pins.map(({ label, ppl }, i) => `<span>┈┈ ${i + 1} ${escape(label)}: PPL <b>${interval(ppl)}</b> <small>pinned</small></span>`));
     for (const [name, value] of Object.entries(ratios)) told.push(`<span>chosen / ${name}: <b>${interval(value)}</b></span>`);
     view.reading.innerHTML = told.join("");
     view.reading.title = "mean perplexity with its 95% interval; ratios are paired over 16 stretches of the text";

@@ -94,7 +94,8 @@ class ExplorerWidget(Page):
         if curve["done"] < curve["total"]:
             told = "compare waits till the line is whole"
             return self._show(status=self.views["status"] | {"text": told})
-        self._pins = [*self._pins, curve][-4:]
+        if curve not in self._pins:
+            self._pins = [*self._pins, curve][-4:]
         return self._show(pins=self._pins)
 
     def _loading(self) -> bool:
