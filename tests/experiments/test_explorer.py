@@ -61,6 +61,20 @@ def page(session, monkeypatch):
     return page
 
 
+def held(page):
+    """Behind the first chunk it has shown the worker waits: events, that it does and may go on."""
+    there, go, compute = threading.Event(), threading.Event(), page._session.compute
+
+    def slow(setting):
+        for result in compute(setting):
+            yield result
+            there.set()
+            go.wait(10)
+
+    page._session.compute = slow
+    return there, go
+
+
 def test_the_first_views(page, session):
     shown = page.wait()
     assert {name: curve["label"] for name, curve in shown["curves"].items()} == {
@@ -90,6 +104,18 @@ def test_the_first_views(page, session):
     assert "".join(page.text["pieces"]) == Letters().decode(IDS)
 
 
+def test_the_first_view_of_a_method_without_a_rule_has_its_place(session, monkeypatch):
+    monkeypatch.delenv("KVLAB_NOTEBOOK", raising=False)
+    monkeypatch.setattr(widget, "machine", lambda *_: MACHINE)
+    monkeypatch.setattr(widget.Worker, "ask", lambda *_: None)  # nothing is computed yet
+    shown = ExplorerWidget(session, Setting("tova", 0, 28), WHERE).views["attention"]
+    assert shown.pop("old")
+    assert shown == {
+        **{"step": 200, "layer": 1, "head": 0, "sinks": 0, "first": 4},
+        **{"tokens": [], "weights": None, "shares": None},
+    }
+
+
 def test_a_moved_slider_changes_what_depends_on_it(page, session):
     before = page.views
     page.set(start_size=0)
@@ -108,6 +134,24 @@ def test_a_moved_slider_changes_what_depends_on_it(page, session):
     assert [shown["attention"][x] for x in ("step", "layer", "head")] == [100, 0, 1]
     assert shown["attention"]["tokens"] == list(range(72, 101))
     assert shown["attention"]["weights"] is not None
+
+
+def test_a_change_counts_as_answered_with_its_picture(page):
+    seen = []
+    page.observe(lambda change: seen.append(change.new), names="views")
+    page.set(recent_size=20)
+    page.wait()
+    changes = [{"recent_size": 28}, {"step": 100}, {"recent_size": 20, "step": 150}]
+    for seq, controls in enumerate(changes, 1):
+        page.set(seq=seq, **controls)
+        page.wait()
+        first = next(x for x in seen if x.get("seq") == seq)
+        step, size = page.controls["step"], page.controls["recent_size"]
+        assert first["attention"]["tokens"] == [0, 1, 2, 3, *range(step - size, step + 1)]
+        assert first["curves"]["chosen"]["label"] == f"sinks + window 4 + {size}"
+        assert first["errors"] == {}
+    page.set(seq=4, layer=7)
+    assert (page.views["seq"], page.views["settled"]) == (4, 4)
 
 
 def test_only_the_newest_of_quick_moves_is_computed(page):
@@ -203,6 +247,29 @@ def test_pinned_settings_stay(page):
     assert page.wait()["pins"] == []
 
 
+def test_a_setting_is_pinned_once(page):
+    for size in (28, 20, 28):
+        page.set(recent_size=size)
+        page.wait()
+        page._on_message(page, {"do": "pin"}, [])
+    labels = [curve["label"] for curve in page.views["pins"]]
+    assert labels == ["sinks + window 4 + 28", "sinks + window 4 + 20"]
+
+
+def test_a_line_that_grows_is_not_pinned(page):
+    there, go = held(page)
+    page.set(method="tova")
+    assert there.wait(10)
+    page._on_message(page, {"do": "pin"}, [])
+    assert page.views["pins"] == []
+    assert page.views["status"]["text"] == "compare waits till the line is whole"
+    go.set()
+    curve = page.wait()["curves"]["chosen"]
+    page._on_message(page, {"do": "pin"}, [])
+    assert page.wait()["pins"] == [curve]
+    assert curve["done"] == 299
+
+
 def test_writing_is_what_generate_writes(page, session):
     lines = [Setting("baseline", 0, 0), SETTING, Setting("tova", 0, 64)]
     ids = [[], [], []]
@@ -217,6 +284,24 @@ def test_writing_is_what_generate_writes(page, session):
         "window": writing.NEW_TOKENS,
         "chosen": writing.NEW_TOKENS,
     }
+    assert page.views["writing"]["done"] == page.views["writing"]["total"] == writing.NEW_TOKENS
+
+
+def test_writing_that_is_overtaken_says_that_it_is_unfinished(page, monkeypatch):
+    def moves(*given):
+        for shown, done in side_by_side(*given):
+            if done == 2 and shown:
+                page.set(recent_size=20)
+            yield shown, done
+
+    side_by_side = writing.side_by_side
+    monkeypatch.setattr(writing, "side_by_side", moves)
+    page._on_message(page, {"do": "write"}, [])
+    shown = page.wait()
+    assert shown["status"]["state"] == "done"
+    columns = shown["writing"]["columns"].values()
+    assert {len(column["text"]) for column in columns} == {shown["writing"]["done"]} == {2}
+    assert shown["writing"]["total"] == writing.NEW_TOKENS
 
 
 def test_stopping(page):
@@ -234,6 +319,93 @@ def test_stopping(page):
     assert page.wait()["status"]["state"] == "stopped"
 
 
+@pytest.mark.parametrize("wrong", [{"layer": 99}, {"step": 9999}, {"head": -1}])
+def test_a_wrong_value_while_lines_grow_ends_nothing(page, wrong):
+    there, go = held(page)
+    page.set(method="tova")
+    assert there.wait(10)
+    page.set(**wrong)
+    go.set()
+    shown = page.wait()
+    assert list(shown["errors"]) == list(wrong)
+    assert shown["status"]["state"] == "done"
+    page.set(**{name: WHERE[name] for name in wrong})
+    shown = page.wait()
+    assert shown["status"]["state"] == "done"
+    assert [shown["curves"][x]["done"] for x in ("chosen", "window", "dense")] == [299] * 3
+    assert shown["curves"]["window"]["label"] == "window 28"
+    assert shown["attention"]["label"] == shown["curves"]["chosen"]["label"]
+    assert shown["attention"]["weights"] is not None
+
+
+def test_a_layer_that_goes_wrong_during_a_look_is_no_failure(page, monkeypatch):
+    look = page._session.looking
+
+    def slow(*wanted):
+        for found in look(*wanted):
+            yield found
+            page.controls = page.controls | {"layer": 99}
+
+    monkeypatch.setattr(page._session, "looking", slow)
+    page.set(step=150)
+    assert page.wait()["errors"].keys() == {"layer"}
+    assert page.views["status"]["state"] == "done"
+
+
+def test_a_setting_that_came_with_a_wrong_layer_is_shown_when_that_is_right(page):
+    page.set(recent_size=20)
+    page.wait()
+    page.set(recent_size=28)
+    page.wait()
+    for recent_size in (24, 20):  # a new one, and one that is known
+        page.set(layer=99)
+        page.set(recent_size=recent_size)
+        page.wait()
+        page.set(layer=0)
+        shown = page.wait()
+        assert shown["curves"]["chosen"]["label"] == f"sinks + window 4 + {recent_size}"
+        assert shown["curves"]["window"]["label"] == f"window {recent_size + 4}"
+        assert shown["status"]["state"] == "done"
+
+
+def test_what_was_stopped_stays_so_when_the_step_moves(page, monkeypatch):
+    monkeypatch.setattr(writing, "NEW_TOKENS", 5)
+    there, go = held(page)
+    page.set(method="tova")
+    assert there.wait(10)
+    page._on_message(page, {"do": "stop"}, [])
+    go.set()
+    assert page.wait()["status"]["state"] == "stopped"
+    page.begun.clear()
+    page.set(step=100)
+    shown = page.wait()
+    assert shown["attention"]["step"] == 100
+    assert shown["attention"]["weights"] is not None
+    page._on_message(page, {"do": "write"}, [])
+    shown = page.wait()
+    assert shown["writing"] is not None
+    assert shown["status"]["state"] == "stopped"
+    assert page.begun == []
+    page.set(buffer=1)  # another setting is computed
+    assert page.wait()["status"]["state"] == "done"
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_an_explorer_ends_when_it_is_closed_or_made_again(page, session, again):
+    there, go = held(page)
+    page.set(method="tova")
+    assert there.wait(10)
+    new = ExplorerWidget(session, SETTING, WHERE) if again else page.close()
+    go.set()
+    page._worker._thread.join(10)
+    assert not page._worker._thread.is_alive()
+    assert Setting("tova", 4, 28) not in page.ended
+    page.set(step=100)  # asks for nothing
+    page.wait(1)
+    if again:
+        assert new.wait()["status"]["state"] == "done"
+
+
 def test_a_load_that_is_stopped_is_taken_back(page):
     before = page.controls["text"], page.choices["length"]
     page.set(text="no such file.txt")
@@ -247,6 +419,32 @@ def test_a_load_that_is_stopped_is_taken_back(page):
     page.set(recent_size=24)
     assert page.wait()["curves"]["chosen"]["label"] == "sinks + window 4 + 24"
     assert page.views["status"]["state"] == "done"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_load_that_is_stopped_is_taken_back_before_it_ends(page, session, monkeypatch, fails):
+    there, go = threading.Event(), threading.Event()
+
+    def slow(name):
+        there.set()
+        go.wait(10)
+        if fails:
+            raise OSError("no such model")
+        return cached_model("llama", torch.float32), Letters()
+
+    monkeypatch.setattr(widget, "load_model", slow)
+    page.set(model="large")
+    assert there.wait(10)
+    page._on_message(page, {"do": "stop"}, [])
+    assert (page.controls["model"], page.views["status"]["state"]) == ("tiny", "done")
+    page.set(recent_size=20)  # what is there is explored meanwhile
+    assert page.views["attention"]["tokens"] == [0, 1, 2, 3, *range(180, 201)]
+    go.set()
+    shown = page.wait()
+    assert (shown["errors"], shown["status"]["state"]) == ({}, "done")
+    assert shown["curves"]["chosen"]["label"] == "sinks + window 4 + 20"
+    assert page._session is session
+    assert list(page._models) == ["tiny"]
 
 
 def test_what_writing_overtakes_is_computed_behind_it(page):

@@ -17,7 +17,7 @@ const count = (x) => Math.round(x).toLocaleString("en");
 const short = (x) => (x == null ? "–" : x >= 100 ? x.toFixed(0) : x >= 10 ? x.toFixed(1) : x.toFixed(2));
 const interval = (x) => (x[1] == null ? short(x[0]) : `${short(x[0])} (${short(x[1])} to ${short(x[2])})`);
 const bytes = (x) => (x < 2 ** 20 ? `${short(x / 2 ** 10)} KiB` : `${short(x / 2 ** 20)} MiB`);
-const PATIENCE = 500; // ms
+const PATIENCE = 500, SILENCE = 10_000; // ms
 const LOOKS = { dense: ["--dense", ""], window: ["--window", "6 3"], chosen: ["--chosen", ""] };
 
 // values of a logarithmic slider, each about a twelfth more than the one before
@@ -29,7 +29,7 @@ function logarithmic(low, high) {
 
 function render({ model, el }) {
   const root = h("div", { class: "kvx", role: "group", "aria-label": "Explorer" });
-  const state = { seq: model.get("controls").seq ?? 0, pressed: {}, times: [], log: null };
+  const state = { seq: model.get("controls").seq ?? 0, pressed: {}, times: [], log: null, heard: performance.now() };
   const fields = {};
 
   // --- what is said to the kernel -------------------------------------------------------------
@@ -166,15 +166,17 @@ function render({ model, el }) {
 
   function drawLoss({ curves = {}, pins = [], ratios = {} }) {
     const W = Math.max(300, view.loss.clientWidth || 520), H = 140;
-    const drawn = [...pins.map((curve) => [curve, ["--pin", "2 3"]]), ...["dense", "window", "chosen"].filter((x) => curves[x]).map((x) => [curves[x], LOOKS[x]])];
+    const drawn = [...pins.map((curve, i) => [curve, ["--pin", "2 3", i + 1]]), ...["dense", "window", "chosen"].filter((x) => curves[x]).map((x) => [curves[x], LOOKS[x]])];
     const all = drawn.flatMap(([curve]) => [...curve.y, ...curve.low, ...curve.high]).filter((x) => x != null);
     const low = Math.min(...all, 1), high = Math.max(...all, 2), last = Math.max(64, choices().length - 1);
     const xs = (x) => 34 + ((W - 40) * Math.log2(Math.max(x, 16) / 16)) / Math.log2(last / 16), ys = (y) => 14 + ((H - 44) * (high - y)) / (high - low);
     const path = (curve, column) => curve.x.map((x, i) => `${xs(x).toFixed(1)},${ys(curve[column][i] ?? curve.y[i]).toFixed(1)}`);
-    const body = drawn.map(([curve, [color, dash]]) => {
+    const body = drawn.map(([curve, [color, dash, number]]) => {
       const own = `style="stroke:var(${color})" stroke-dasharray="${dash}" fill="none" stroke-width="2"`;
       const dots = color === "--chosen" ? path(curve, "y").map((p) => `<circle cx="${p.split(",")[0]}" cy="${p.split(",")[1]}" r="2.6" style="fill:var(${color})"/>`).join("") : "";
-      return `<polygon points="${[...path(curve, "low"), ...path(curve, "high").reverse()].join(" ")}" style="fill:var(${color})" opacity=".13"/><polyline points="${path(curve, "y").join(" ")}" ${own}/>${dots}`;
+      const [x, y] = path(curve, "y").at(-1)?.split(",").map(Number) ?? [];
+      const end = number && curve.x.length ? `<text x="${x - 4 + 9 * number}" y="${y + 4}">${number}</text>` : ""; // side by side where lines meet
+      return `<polygon points="${[...path(curve, "low"), ...path(curve, "high").reverse()].join(" ")}" style="fill:var(${color})" opacity=".13"/><polyline points="${path(curve, "y").join(" ")}" ${own}/>${dots}${end}`;
     });
     const step = model.get("controls").step, budget = sinks() + model.get("controls").recent_size;
     const vertical = (x, text, y) => `<line class="axis" x1="${xs(x)}" x2="${xs(x)}" y1="14" y2="${H - 30}" stroke-dasharray="1 3"/><text x="${xs(x) + 3}" y="${y}">${text}</text>`;
@@ -186,7 +188,7 @@ function render({ model, el }) {
       const { label, ppl, done, total } = curves[name], [color, dash] = LOOKS[name];
       return `<span data-line-of="${name}"><svg viewBox="0 0 26 8" style="display:inline-block;width:26px;height:8px"><line x1="0" x2="26" y1="4" y2="4" style="stroke:var(${color})" stroke-width="2.5" stroke-dasharray="${dash}"/>${name === "chosen" ? `<circle cx="13" cy="4" r="3" style="fill:var(${color})"/>` : ""}</svg> ${escape(label)}: PPL <b>${interval(ppl)}</b>${done < total ? ` <small>first ${count(done)} tokens</small>` : ""}</span>`;
     });
-    told.push(...pins.map(({ label, ppl }) => `<span>┈┈ ${escape(label)}: PPL <b>${interval(ppl)}</b> <small>pinned</small></span>`));
+    told.push(...pins.map(({ label, ppl }, i) => `<span>┈┈ ${i + 1} ${escape(label)}: PPL <b>${interval(ppl)}</b> <small>pinned</small></span>`));
     for (const [name, value] of Object.entries(ratios)) told.push(`<span>chosen / ${name}: <b>${interval(value)}</b></span>`);
     view.reading.innerHTML = told.join("");
     view.reading.title = "mean perplexity with its 95% interval; ratios are paired over 16 stretches of the text";
@@ -245,17 +247,22 @@ function render({ model, el }) {
   function drawWriting(writing) {
     if (!writing) return view.writing.replaceChildren();
     const scrolled = [...view.writing.querySelectorAll("p")].map((p) => p.scrollTop + p.clientHeight >= p.scrollHeight - 4);
-    view.writing.innerHTML = `<h4>Written after <small>“…${escape(writing.after.replace(/\n/g, "↵"))}”</small></h4><div class="three">${Object.entries(writing.columns).map(([name, { label, text }]) => `<div data-column="${name}"><h4>${escape(label)}</h4><p tabindex="0" data-lm-suppress-shortcuts="true">${escape(text)}</p></div>`).join("")}</div>`;
+    const { done, total } = writing, unfinished = done < total ? ` unfinished: ${done} of ${total} tokens` : "";
+    view.writing.innerHTML = `<h4>Written after <small>“…${escape(writing.after.replace(/\n/g, "↵"))}”${unfinished}</small></h4><div class="three">${Object.entries(writing.columns).map(([name, { label, text }]) => `<div data-column="${name}"><h4>${escape(label)}</h4><p tabindex="0" data-lm-suppress-shortcuts="true">${escape(text)}</p></div>`).join("")}</div>`;
     view.writing.querySelectorAll("p").forEach((p, i) => { if (scrolled[i] ?? true) p.scrollTop = p.scrollHeight; });
   }
 
   function drawStatus({ status = {}, errors = {} }) {
     const { state: kind, text, done, total } = status, wrong = Object.values(errors).length;
     const words = { computing: "computing", loading: "loading", writing: "writing", stopped: "stopped: what is shown may be unfinished", failed: "failed:", done: "ready" };
-    const late = waiting();
+    const late = waiting(), busy = !wrong && !late && ["computing", "loading", "writing"].includes(kind);
+    // the kernel may have died, or be at something long: the page can't tell, and says what it knows
+    const silent = busy && performance.now() - state.heard > SILENCE;
+    root.classList.toggle("silent", silent);
     root.classList.toggle("late", late);
-    view.status.replaceChildren(late ? "⏳ waiting for the kernel: what is shown is older than the controls" : wrong ? "⚠ what is shown is the last setting that is allowed" : `${words[kind] ?? ""}${kind === "done" && text ? ":" : ""} ${text ?? ""}`);
-    const busy = !wrong && !late && ["computing", "loading", "writing"].includes(kind);
+    view.status.replaceChildren(late ? "⏳ waiting for the kernel: what is shown is older than the controls" : wrong ? "⚠ what is shown is the last setting that is allowed" : `${words[kind] ?? ""}${kind === "done" && text ? ":" : ""} ${text ?? ""}${silent ? " – no sign from the kernel for a while: what is shown may be unfinished" : ""}`);
+    clearTimeout(state.listening);
+    if (busy && !silent) state.listening = setTimeout(redraw, state.heard + SILENCE + 50 - performance.now());
     if (busy) view.status.prepend(h("progress", { ...(total ? { max: total, value: done } : {}), "aria-label": "progress" }));
     root.dataset.state = late ? "waiting" : wrong ? "refused" : kind;
     for (const [name, { parts, error }] of Object.entries(fields)) {
@@ -315,7 +322,7 @@ function render({ model, el }) {
     root.toggleAttribute("data-dark", own[0] + own[1] + own[2] > 382);
   };
   const all = () => { state.moved = true; showControls(); theme(); redraw(); };
-  model.on("change:views", redraw);
+  model.on("change:views", () => { state.heard = performance.now(); redraw(); });
   model.on("change:text", all);
   model.on("change:choices", all);
   model.on("change:controls", () => { showControls(); state.moved = true; redraw(); });
@@ -326,7 +333,7 @@ function render({ model, el }) {
   watch.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "class"] });
   el.append(root);
   all();
-  return () => { playing(false); size.disconnect(); watch.disconnect(); };
+  return () => { playing(false); clearTimeout(state.listening); size.disconnect(); watch.disconnect(); };
 }
 
 export default { render };

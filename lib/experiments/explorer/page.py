@@ -19,7 +19,15 @@ from lib.paths import headless
 
 from . import views
 from .session import Session
-from .setting import MOST_BUFFER, MOST_SINKS, OFFERED, WITH_SINKS, Setting
+from .setting import (
+    MOST_BUFFER,
+    MOST_SINKS,
+    OFFERED,
+    WITH_SINKS,
+    Setting,
+    lines_of,
+    place_errors,
+)
 from .text import TYPED
 
 HERE = Path(__file__).parent
@@ -96,8 +104,36 @@ class Page(anywidget.AnyWidget):
         self.choices = self.choices | sizes
         self.text = {"pieces": self._session.pieces()}
 
-    def _status(self, state: str, text: str, done: int = 0, total: int = 0) -> None:
-        self._show(status={"state": state, "text": text, "done": done, "total": total})
+    def _status(self, state: str, text: str, done: int = 0, total: int = 0, **more) -> None:
+        self._show(status={"state": state, "text": text, "done": done, "total": total}, **more)
+
+    def _failed(self, error: Exception) -> None:
+        """A job ended with an error: said in one sentence."""
+        self._status("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+    def _errors(self) -> dict[str, str]:
+        """What is wrong with the controls that need no loading, a sentence by control."""
+        found = self.setting.errors(self._session.limit)
+        place = (self.controls[name] for name in OF_STEP)
+        found |= place_errors(self._session.model, len(self._session.tokens), *place)
+        return found
+
+    def _refused(self) -> bool:
+        """Whether something is wrong, which is then shown, and is all of the answer."""
+        errors, seq = self._errors(), self.controls.get("seq")
+        self._show(errors=errors, **({"seq": seq, "settled": seq} if errors else {}))
+        return bool(errors)
+
+    def _known(self, setting: Setting) -> dict[str, torch.Tensor]:
+        """The losses of what is lines_of, as far as they have been computed."""
+        known = {name: self._session.store.get(x) for name, x in lines_of(setting).items()}
+        return {name: nll for name, nll in known.items() if nll is not None}
+
+    def _whole(self) -> bool:
+        """Whether all lines of the setting have been computed, wherever its step may be."""
+        setting = self.setting
+        known = not setting.errors(self._session.limit) and self._known(setting)
+        return bool(known) and len(known) == len(lines_of(setting))
 
     def _curve(self, line: Setting, nll: torch.Tensor, done: int) -> dict:
         return self._session.curve(line, nll, done) | {"label": line.label}
@@ -119,17 +155,18 @@ class Page(anywidget.AnyWidget):
         same = all(shown.get(name) == controls[name] for name in OF_STEP)
         return same and shown.get("weights") is not None and shown["label"] == self.setting.label
 
-    def _show_step(self) -> None:
+    def _show_step(self, **more) -> None:
         """Attention and cost at the step; where nothing is known yet the old ones, marked so."""
         setting, (step, layer, head) = self.setting, (self.controls[x] for x in OF_STEP)
         look = self._session.known_look(setting, step)
         shown = views.attention(setting, step, look, layer, head)
         if shown is None:
-            shown = (self.views.get("attention") or {"tokens": [], "weights": None}) | {"old": True}
+            none = views.no_attention(setting, step, layer, head)
+            shown = (self.views.get("attention") or none) | {"old": True}
         else:
             shown |= {"label": setting.label}
         money = views.cost(self._session.model, setting, step, look, self._machine)
-        self._show(attention=shown, cost=money, code=self._code(setting))
+        self._show(attention=shown, cost=money, code=self._code(setting), **more)
 
 
 @cache

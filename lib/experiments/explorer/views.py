@@ -47,15 +47,20 @@ def attention(setting: Setting, step: int, look: Look | None, layer: int, head: 
 
     Without a look the weights are not known yet, and the tokens only where the rule tells them.
     """
-    sinks = setting.start_size if setting.has_sinks else 0
-    found = {"step": step, "layer": layer, "head": head, "sinks": sinks, "weights": None}
-    found |= {"shares": None, "first": sinks or 4}
+    found = no_attention(setting, step, layer, head)
     if look is None:
         held = held_by_rule(setting, step)
         return None if held is None else found | {"tokens": held.tolist()}
     tokens, weights = look.of(layer, head)
-    shares = [round(x, 4) for x in look.share(sinks or 4)]
+    shares = [round(x, 4) for x in look.share(found["first"])]
     return found | {"tokens": tokens, "weights": weights, "shares": shares}
+
+
+def no_attention(setting: Setting, step: int, layer: int, head: int) -> dict:
+    """The same where nothing is known yet."""
+    sinks = setting.start_size if setting.has_sinks else 0
+    found = {"step": step, "layer": layer, "head": head, "sinks": sinks, "first": sinks or 4}
+    return found | {"tokens": [], "weights": None, "shares": None}
 
 
 def cost(model, setting: Setting, step: int, look: Look | None, machine: Machine | None) -> dict:

@@ -3,18 +3,19 @@
 The kernel answers every change with what it knows, and a `Worker` computes the rest behind it.
 """
 
+import weakref
 from collections.abc import Iterator
-
-import torch
 
 from lib.load.models import load_model
 
 from . import views, writing
 from .page import OF_STEP, OF_TEXT, Page, machine
 from .session import Session
-from .setting import Setting, lines_of, place_errors
+from .setting import Setting, lines_of
 from .text import TYPED, text_errors, text_tokens
 from .worker import Worker
+
+LIVE: "weakref.WeakSet[ExplorerWidget]" = weakref.WeakSet()  # one at a time computes
 
 
 class ExplorerWidget(Page):
@@ -27,19 +28,29 @@ class ExplorerWidget(Page):
     """
 
     def __init__(self, session: Session, setting: Setting, where: dict, notebook: str = ""):
+        self._worker = Worker(self._failed, self._when_idle)
         super().__init__(session, setting, where, notebook)
         self._models = {self.controls["model"]: (session.model, session.tokenizer)}
-        self._loaded = tuple(self.controls[name] for name in OF_TEXT)  # what the session is of
+        self._loaded = self._of_text()  # what the session is of
         self._pins: list[dict] = []
         self.begun: list[Setting] = []  # what was computed, and what of it to the end
         self.ended: list[Setting] = []
         self._answering = None  # number of the change that the worker is at
+        self._begun_with: Setting | None = None  # what the lines on the page are of
+        self._stopped = False  # whether the rest of them was called off
         self._moved = ""  # controls that a shorter text or a smaller model has moved
-        self._worker = Worker(self._failed, self._when_idle)
         self.on_msg(self._on_message)
         self.observe(self._changed, names="controls")
         if self.live:
+            for old in list(LIVE):  # the cell was run again
+                old.close()
+            LIVE.add(self)
             self._begin()
+
+    def close(self) -> None:
+        """End what is computed, and the page with it."""
+        self._worker.end()
+        super().close()
 
     def wait(self, seconds: float = 60) -> dict:
         """The views when all that was asked for is shown; TimeoutError if that takes longer."""
@@ -64,69 +75,61 @@ class ExplorerWidget(Page):
         """A button: pin, unpin, write or stop."""
         action = content.get("do")
         if action == "pin" and (curve := self.views.get("curves", {}).get("chosen")):
-            self._pins = [*self._pins, curve][-4:]
-            self._show(pins=self._pins)
+            self._pin(curve)
         elif action == "unpin":
             self._pins = []
             self._show(pins=[])
         elif action == "write" and not self._loading() and not self._errors():
             self._worker.ask(self._write)
         elif action == "stop":
+            self._stopped = True
+            if self._loading():  # at once: a model may take minutes, and is dropped when it comes
+                self._adjust(**dict(zip(OF_TEXT, self._loaded, strict=True)))
+                self._show(errors=self._errors())
+                self._rest()
             self._worker.ask(self._stop)
 
-    def _errors(self) -> dict[str, str]:
-        """What is wrong with the controls that need no loading, a sentence by control."""
-        found = self.setting.errors(self._session.limit)
-        place = (self.controls[name] for name in OF_STEP)
-        found |= place_errors(self._session.model, len(self._session.tokens), *place)
-        return found
+    def _pin(self, curve: dict) -> None:
+        """Keep a line beside the others; one that still grows would stay as it is now."""
+        if curve["done"] < curve["total"]:
+            told = "compare waits till the line is whole"
+            return self._show(status=self.views["status"] | {"text": told})
+        if curve not in self._pins:
+            self._pins = [*self._pins, curve][-4:]
+        return self._show(pins=self._pins)
 
     def _loading(self) -> bool:
         """Whether the controls name another model or text than the session's."""
-        return tuple(self.controls[name] for name in OF_TEXT) != self._loaded
+        return self._of_text() != self._loaded
 
-    def _refused(self) -> bool:
-        """Whether something is wrong, which is then shown."""
-        errors = self._errors()
-        self._show(
-            errors=errors,
-            seq=self.controls.get("seq"),
-            settled=self.controls.get("seq") if errors else None,
-        )
-        return bool(errors)
+    def _of_text(self) -> tuple:
+        """The model and text that the controls name."""
+        return tuple(self.controls[name] for name in OF_TEXT)
 
     def _begin(self) -> None:
         """Show what is known of a new setting, and compute the rest."""
         if self._loading():  # still, or in vain: not to be overtaken, nor forgotten
             return self._load()
+        self._begun_with, self._stopped = None, False
         if self._refused():
             return self._worker.ask(self._stop)
-        setting = self.setting
+        self._begun_with = setting = self.setting
         lines, known = lines_of(setting), self._known(setting)
         curves = {name: self._curve(lines[name], nll, len(nll)) for name, nll in known.items()}
         self._show(curves=curves, ratios=views.ratios(known), code=self._code(setting))
         self._show_step()
-        if len(known) < len(lines):
-            self._status("computing", setting.label)
-        else:
-            self._status("done", self._moved)
+        state = ("done", self._moved) if self._whole() else ("computing", setting.label)
+        self._status(*state, seq=self.controls.get("seq"))  # the last of the first answer
         return self._worker.ask(self._compute)
 
     def _turn_to_step(self) -> None:
-        if self._loading() or self.views["status"]["state"] == "stopped":
+        """Look elsewhere; lines that were stopped stay so, those that were refused begin anew."""
+        failed = self.views["status"]["state"] == "failed"
+        if self._loading() or failed or self._begun_with != self.setting:
             return self._begin()
         if not self._refused():
-            self._show_step()
+            self._show_step(seq=self.controls.get("seq"))
             self._worker.look(self._look)
-
-    def _known(self, setting: Setting) -> dict[str, torch.Tensor]:
-        """The losses of what is lines_of, as far as they have been computed."""
-        known = {name: self._session.store.get(x) for name, x in lines_of(setting).items()}
-        return {name: nll for name, nll in known.items() if nll is not None}
-
-    def _whole(self) -> bool:
-        """Whether all lines of what the controls say have been computed."""
-        return not self._errors() and len(self._known(self.setting)) == len(lines_of(self.setting))
 
     def _compute(self) -> Iterator[None]:
         """The lines that are not known, growing; the look as soon as its step has been read."""
@@ -137,8 +140,8 @@ class ExplorerWidget(Page):
                 self.begun.append(line)
                 for done, nll in self._session.compute(line):
                     curve = self._curve(line, nll, done)
-                    self._show(setting, curves=self.views["curves"] | {name: curve})
-                    self._status("computing", line.label, done, len(nll))
+                    news = {"only_for": setting, "curves": self.views["curves"] | {name: curve}}
+                    self._status("computing", line.label, done, len(nll), **news)
                     if name == "chosen":
                         yield from self._look()
                     yield
@@ -153,6 +156,8 @@ class ExplorerWidget(Page):
     def _look(self) -> Iterator[None]:
         """What the chosen step attends to, unless that is shown or has not been read yet."""
         self._answering, wanted = self.controls.get("seq"), (self.setting, self.controls["step"])
+        if self._errors():  # of the step, layer or head: the lines go on behind them
+            return
         if self._session.known_look(*wanted) is None:
             if not self._session.can_look(*wanted):
                 return
@@ -160,38 +165,44 @@ class ExplorerWidget(Page):
                 if look is None:
                     self._status("computing", f"attention at step {wanted[1]:,}")
                     yield
-        if not self._shown_weights():
+        if not self._errors() and not self._shown_weights():  # typed in the meantime
             self._show_step()
 
     def _load(self) -> None:
         """Another model or text: in the background, for it may take long."""
         controls = self.controls
         errors = text_errors(*(controls[name] for name in OF_TEXT[1:]))
-        settled = controls.get("seq") if errors else None
-        self._show(errors=errors, seq=controls.get("seq"), settled=settled)
-        if not errors:
-            self._status("loading", f"{controls['model']}, {controls['text']}")
+        self._show(errors=errors)
+        seq = controls.get("seq")
+        if errors:
+            self._show(seq=seq, settled=seq)
+        else:
+            self._status("loading", f"{controls['model']}, {controls['text']}", seq=seq)
             self._worker.ask(self._reload)
 
     def _reload(self) -> Iterator[None]:
-        self._answering = self.controls.get("seq")
-        name, *of_text = (self.controls[x] for x in OF_TEXT)
+        self._answering, wanted = self.controls.get("seq"), self._of_text()
+        name, *of_text = wanted
         yield
         part = "model"
         try:
-            if name not in self._models:
-                self._models = {name: load_model(name)}  # one at a time: they are large
+            loaded = self._models.get(name) or load_model(name)
+            if self.controls["model"] == name:
+                self._models = {name: loaded}  # one at a time: they are large
             yield
-            model, tokenizer = self._models[name]
+            model, tokenizer = loaded
             part = "typed" if of_text[0] == TYPED else "text"
             tokens = text_tokens(tokenizer, *of_text)
+            session = Session(model, tokenizer, tokens)
         except (ValueError, OSError) as error:
-            self._show(errors={part: " ".join(str(error).split())}, settled=self._answering)
-            self._status("failed", "")
+            if wanted == self._of_text():
+                self._show(errors={part: " ".join(str(error).split())}, settled=self._answering)
+                self._status("failed", "")
             return
         yield
-        self._session, self._pins = Session(model, tokenizer, tokens), []
-        self._loaded = (name, *of_text)
+        if wanted != self._of_text():
+            return
+        self._session, self._pins, self._loaded = session, [], wanted
         self._show_session()
         layers, heads = self._session.shape
         most = {"step": len(tokens) - 1, "layer": layers - 1, "head": heads - 1}
@@ -206,12 +217,14 @@ class ExplorerWidget(Page):
         self._begin()
 
     def _stop(self) -> Iterator[None]:
-        """Leave things as they are; a model or text that was not loaded is taken back."""
-        if self._loading():
-            self._adjust(**dict(zip(OF_TEXT, self._loaded, strict=True)))
-            self._show(errors=self._errors())
-        self._status("done" if self._whole() else "stopped", "")
+        """Leave things as they are."""
+        self._rest()
         yield from ()
+
+    def _rest(self) -> None:
+        """Nothing is computed any more: say whether all is there."""
+        whole = self._whole()
+        self._status("done" if whole else "stopped", self._moved if whole else "")
 
     def _write(self) -> Iterator[None]:
         """Continue the text up to the step, three times, a token each in turn."""
@@ -222,16 +235,13 @@ class ExplorerWidget(Page):
                 self._show(writing=shown)
                 self._status("writing", "the text goes on", done, writing.NEW_TOKENS)
             yield
-        yield from self._compute()  # what writing has overtaken
-
-    def _failed(self, error: Exception) -> None:
-        """A job ended with an error: said in one sentence."""
-        self._status("failed", f"{type(error).__name__}: {' '.join(str(error).split())}")
+        if not self._stopped:
+            yield from self._compute()  # what writing has overtaken
 
     def _when_idle(self) -> None:
         """All is shown that was asked for."""
-        if self.views["status"]["state"] in ("computing", "writing"):
-            self._status("done", self._moved)
+        if self.views["status"]["state"] in ("computing", "writing", "stopped"):
+            self._rest()
         self._show(settled=self._answering)
         if self._machine is None:
             self._machine = machine(self._session.model.device, self._session.model.dtype)

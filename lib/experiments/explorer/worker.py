@@ -22,7 +22,7 @@ class Worker:
         self._asked: Job | None = None
         self._looked: Job | None = None
         self._thread: threading.Thread | None = None
-        self._busy = False
+        self._busy = self._ended = False
 
     def ask(self, job: Job) -> None:
         """Run `job` as soon as the running one yields."""
@@ -38,8 +38,17 @@ class Worker:
             done = lambda: not self._busy and not self._asked and not self._looked  # noqa: E731
             return self._news.wait_for(done, seconds)
 
+    def end(self) -> None:
+        """Close what runs at its next yield; nothing runs from then on."""
+        with self._news:
+            self._asked = self._looked = None
+            self._ended = True
+            self._news.notify_all()
+
     def _put(self, name: str, job: Job) -> None:
         with self._news:
+            if self._ended:
+                return
             setattr(self, name, job)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="explorer", daemon=True)
@@ -55,29 +64,30 @@ class Worker:
     def _run(self) -> None:
         while True:
             with self._news:
-                self._news.wait_for(lambda: self._asked or self._looked)
+                self._busy = False
+                self._news.notify_all()
+                self._news.wait_for(lambda: self._asked or self._looked or self._ended)
+                if self._ended:
+                    return
                 self._busy = True
             if job := self._take("_asked"):
                 self._go(job, self._overtaken)
             if not self._asked:
                 self._look()
-            if not self._asked and not self._looked:
+            if not self._asked and not self._looked and not self._ended:
                 try:
                     self._idle()
                 except Exception as error:  # this thread must live on
                     self._failed(error)
-                with self._news:
-                    self._busy = False
-                    self._news.notify_all()
 
     def _overtaken(self) -> bool:
         """Whether the running `ask` has to end; a look that came in between is done first."""
         self._look()
-        return self._asked is not None
+        return self._ended or self._asked is not None
 
     def _look(self) -> None:
         if job := self._take("_looked"):
-            self._go(job, lambda: self._asked is not None or self._looked is not None)
+            self._go(job, lambda: bool(self._ended or self._asked or self._looked))
 
     def _go(self, job: Job, ended: Callable[[], bool]) -> None:
         steps = job()

@@ -64,5 +64,6 @@ def side_by_side(
                 name: {"label": line.label, "text": tokenizer.decode(ids[name])}
                 for name, line in lines.items()
             }
-            shown = {"after": after, "columns": columns}
+            written = {"done": len(ids[names[-1]]), "total": NEW_TOKENS}
+            shown = {"after": after, "columns": columns, **written}
         yield shown, len(ids[names[-1]])
