@@ -34,8 +34,15 @@ _REDRAW = """
 const grid = Object.values(grids)[model.active];
 sinks_.end = grid.sinks.length - 1;
 window_.end = grid.windows.length - 1;
+if (cb_obj === model && words.tags.length) {  // another grid: to where the same values stand
+  const near = (values, wanted) => values.reduce((best, x, place) =>
+    Math.abs(x - wanted) < Math.abs(values[best] - wanted) ? place : best, 0);
+  const places = [near(grid.sinks, words.tags[0]), near(grid.windows, words.tags[1])];
+  [sinks_.value, window_.value] = places;
+}
 const S = grid.sinks[Math.min(sinks_.value, sinks_.end)];
 const R = grid.windows[Math.min(window_.value, window_.end)];
+words.tags = [S, R];
 const chosen = ["dense", `0+${R}`, `${S}+${R}`].map(name => grid.settings[name]);
 const numbers = column => column.map(x => x ?? NaN);
 chosen.forEach((one, i) => {

@@ -7,6 +7,7 @@ ended goes on where it was: what is in the file is not evaluated again.
 
 import argparse
 import json
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -80,7 +81,10 @@ def main() -> None:
     parser.add_argument("--windows", type=int, nargs="+", default=WINDOWS)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    make_grid(given.out, given.model, given.text, given.seq_len, given.sinks, given.windows)
+    try:
+        make_grid(given.out, given.model, given.text, given.seq_len, given.sinks, given.windows)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
