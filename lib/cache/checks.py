@@ -16,6 +16,9 @@ def check_config(config: PreTrainedConfig, compressor: Compressor, buffer: int) 
     alibi = config.model_type in ALIBI or getattr(config, "alibi", False)
     what = "models without ALiBi: its biases need the whole text's distances"
     require(not alibi, "model_type", config.model_type, what)
+    both = getattr(config, "use_bidirectional_attention", None)
+    what = "False: a cached token can't see those after it"
+    require(both not in (True, "all"), "use_bidirectional_attention", both, what)
     chunked = "chunked_attention" in (getattr(config, "layer_types", None) or ())
     own = getattr(config, "attention_chunk_size", None) if chunked else None
     require(own is None, "attention_chunk_size", own, "None: pieces of the text hide one another")
@@ -79,6 +82,16 @@ def check_checkpointing(model) -> None:
     dropped = model.training and getattr(model, "is_activation_checkpointing", False)
     what = "False (model.eval()) with gradient checkpointing, in which layers get no cache"
     require(not dropped, "model.training", model.training, what)
+
+
+def check_text(given: dict) -> None:
+    """Refuse what makes of some tokens more than text, with places or sight of their own."""
+    for name in ("image_grid_thw", "video_grid_thw"):
+        what = "None: pictures have positions of their own, which a stream doesn't keep"
+        require(given.get(name) is None, name, "given", what)
+    kinds = given.get("token_type_ids")
+    what = "None or zeros: tokens of a kind may see one another both ways"
+    require(kinds is None or not bool(kinds.any()), "token_type_ids", "not zeros", what)
 
 
 def check_positions(position_ids: torch.Tensor | None, own: torch.Tensor | int, seen: int) -> None:

@@ -31,8 +31,8 @@ from .checks import (
 )
 from .holding import Holding
 from .hooks import attach, carrier, no_mask, transformers_model
-from .probe import probe
-from .rope import find_rotations, rotary_frequencies, unturned
+from .probe import probe, rotary_frequencies
+from .rope import find_rotations, unturned
 from .scattered import ScatteredStore
 from .step import Step, mask_of_one
 from .window import WindowStore

@@ -22,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from lib.require import require
 
 from .attention import NAME
-from .checks import check_checkpointing
+from .checks import check_checkpointing, check_text
 
 
 class Announced(Cache):
@@ -30,7 +30,7 @@ class Announced(Cache):
 
     announced: torch.Tensor | None = None  # position ids of the step that was announced last
     static = False  # whether a step of one token has a fixed shape, and is counted beforehand
-    under_way = False  # whether such a step is being read
+    under_way = False  # whether a step is being read: one that breaks off leaves the cache midway
 
     def step(
         self,
@@ -123,9 +123,10 @@ def _step(model, args, kwargs):
     require(n > 0, "new tokens", n, what)
     weights = kwargs.get("output_attentions")
     weights = getattr(model.config, "output_attentions", False) if weights is None else weights
+    check_text(kwargs)
     given = kwargs.get("attention_mask"), own, kwargs.get("position_ids"), bool(weights)
     told = cache.step(n, tokens.device, *given)
-    cache.under_way = cache.static and n == 1
+    cache.under_way = True
     return (), kwargs | told
 
 

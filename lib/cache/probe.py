@@ -51,22 +51,43 @@ class LayerProbe:
         return self.heads == 1 and not self.direct
 
 
-# by a model's body, which a wrapper and every head share
-_known: WeakKeyDictionary[torch.nn.Module, list[LayerProbe]] = WeakKeyDictionary()
+Found = tuple[list[torch.Tensor], list[LayerProbe]]
+# by a model's body, which a wrapper and every head share, with its frequencies at that time
+_known: WeakKeyDictionary[torch.nn.Module, Found] = WeakKeyDictionary()
 _feeding = threading.RLock()  # a model is evaluating meanwhile, whoever trains it
 
 
 def probe(model: torch.nn.Module) -> list[LayerProbe]:
-    """What each of the model's layers caches and attends by; found once for every model.
+    """What each of the model's layers caches and attends by; found once for its frequencies.
 
     Raises ValueError for a model that doesn't cache keys and values in all its layers, or whose
     attention can't be exchanged.
     """
     body = body_of(model)
     with _feeding:
-        if body not in _known:
-            _known[body] = _probe(body)
-    return _known[body]
+        now, (before, layers) = rotary_frequencies(body), _known.get(body, ([], None))
+        if layers is None or not _same(before, now):
+            layers = _probe(body)
+            _known[body] = [x.clone() for x in now], layers
+    return layers
+
+
+def rotary_frequencies(model: torch.nn.Module) -> list[torch.Tensor]:
+    """The rotary frequencies in the model, each once: several if layers rotate differently."""
+    found: list[torch.Tensor] = []
+    for name, buffer in model.named_buffers():
+        known = any(torch.equal(buffer, other) for other in found)
+        if name.endswith("inv_freq") and "original" not in name and not known:
+            found.append(buffer)
+    return found
+
+
+def _same(before: list[torch.Tensor], now: list[torch.Tensor]) -> bool:
+    """Whether frequencies are the same; of offloaded ones (on "meta") nothing is known."""
+    return len(before) == len(now) and all(
+        x.dtype == y.dtype and (y.is_meta or (not x.is_meta and torch.equal(x.to(y.device), y)))
+        for x, y in zip(before, now, strict=True)
+    )
 
 
 @torch.inference_mode(False)
@@ -167,6 +188,8 @@ def _layer(model, cache, calls: list, number: int) -> LayerProbe:
     _, _, attended, options = calls[0]
     if not all(x.isfinite().all() for x in (attended, *held)):
         raise ValueError(f"{_name(model)}: layer {number} gives NaN or infinite keys or values")
+    if not any(x.any() for x in held):
+        raise ValueError(f"{_name(model)}: layer {number} gives zeros (are its weights loaded?)")
     more = sorted(name for name, x in options.items() if name not in KNOWN and _says(x))
     if more:
         raise ValueError(f"{_name(model)}: layer {number} lays its own {more} over its attention")

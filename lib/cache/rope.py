@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from lib.require import require
 
 from .hooks import body_of
-from .probe import POSITIONS, LayerProbe, check_scale, probe
+from .probe import POSITIONS, LayerProbe, check_scale, probe, rotary_frequencies
 from .turning import Rope, fit
 
 # inv_freq of these depends on the length of the text, so a cached key can't be turned
@@ -21,16 +21,6 @@ NO_ROPE = (
     "the layers (GPT-2) can't be turned later (use positions='original', or a RoPE model: Pythia, "
     "Llama)"
 )
-
-
-def rotary_frequencies(model: torch.nn.Module) -> list[torch.Tensor]:
-    """The rotary frequencies in the model, each once: several if layers rotate differently."""
-    found: list[torch.Tensor] = []
-    for name, buffer in model.named_buffers():
-        known = any(torch.equal(buffer, other) for other in found)
-        if name.endswith("inv_freq") and "original" not in name and not known:
-            found.append(buffer)
-    return found
 
 
 def length_limit(config: PreTrainedConfig) -> tuple[str, int] | None:
@@ -97,18 +87,22 @@ def find_rotations(model: torch.nn.Module | PreTrainedConfig) -> list[Rotation]:
     if isinstance(model, PreTrainedConfig):
         return _rotations_of_config(model.get_text_config())
     body = body_of(model)
-    if body not in _found:
-        _found[body] = _rotations(body)
-    return _found[body]
+    check_rope_type(body.config)
+    layers = probe(body)
+    if body not in _found or _found[body][0] is not layers:
+        _found[body] = layers, _rotations(body, layers)
+    return _found[body][1]
 
 
-_found: WeakKeyDictionary[torch.nn.Module, list[Rotation]] = WeakKeyDictionary()
+# by what was found in the model then
+_found: WeakKeyDictionary[torch.nn.Module, tuple[list[LayerProbe], list[Rotation]]] = (
+    WeakKeyDictionary()
+)
 
 
 @torch.inference_mode(False)
-def _rotations(model: torch.nn.Module) -> list[Rotation]:
-    check_rope_type(model.config)
-    layers, found = probe(model), rotary_frequencies(model)
+def _rotations(model: torch.nn.Module, layers: list[LayerProbe]) -> list[Rotation]:
+    found = rotary_frequencies(model)
     if any(inv_freq.is_meta for inv_freq in found):  # offloaded weights
         found = [x for built in _build(model.config) for x in rotary_frequencies(built)]
     name = f"model_type={model.config.model_type!r}"

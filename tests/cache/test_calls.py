@@ -217,10 +217,12 @@ def test_an_interrupt_between_model_and_cache_is_noticed(where, monkeypatch):
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError])
-def test_an_interrupted_step_of_fixed_shape_is_noticed(failure):
-    """It counts its token before the model has read it."""
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("static", [True, False])
+def test_an_interrupted_step_whose_tokens_are_counted_is_noticed(failure, last, static):
+    """A step of fixed shape is counted before the model has read it, any by its last update."""
     model, ids = tiny_model("llama_gqa"), tiny_ids(1, 30)
-    cache = CompressedCache(model, METHOD, static=True)
+    cache = CompressedCache(model, METHOD, static=static)
 
     def interrupt(*_):
         raise failure
@@ -228,7 +230,8 @@ def test_an_interrupted_step_of_fixed_shape_is_noticed(failure):
     with torch.no_grad():
         model(ids[:, :20], past_key_values=cache)
         model(ids[:, 20:21], past_key_values=cache)
-        handle = model.model.layers[0].self_attn.register_forward_hook(interrupt)
+        part = model.model.norm if last else model.model.layers[0].self_attn
+        handle = part.register_forward_hook(interrupt)
         with pytest.raises(failure):
             model(ids[:, 21:22], past_key_values=cache)
         handle.remove()

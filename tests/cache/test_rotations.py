@@ -1,5 +1,7 @@
 """Models whose layers rotate otherwise than Llama's: the right numbers are the slow loop's."""
 
+import copy
+
 import pytest
 import torch
 from decoders import tiny, tiny_config
@@ -25,6 +27,46 @@ def assert_streams(model, positions: str = "in_cache"):
     for chunk in (1, 7, 40):
         nll = evaluate(model, ids, StreamingLLM(3, 9), chunk, positions).nll
         assert (nll - expected).abs().max() < ATOL
+
+
+@pytest.mark.parametrize("change", ["slower", "half", "other weights"])
+def test_a_model_that_has_changed_is_looked_at_again(change):
+    """What was found in a model holds as long as its frequencies do, whatever its weights are."""
+    model, ids = tiny(tiny_config("llama")), distinct_ids(40)
+    before = evaluate(model, ids, StreamingLLM(3, 9)).nll
+    if change == "slower":
+        model.model.rotary_emb.inv_freq /= 4
+    elif change == "half":
+        model.bfloat16().double()  # rounds them
+    else:
+        model.load_state_dict(tiny(tiny_config("llama"), seed=1).state_dict())
+    fresh = copy.deepcopy(model)
+    found = evaluate(model, ids, StreamingLLM(3, 9), 7).nll
+    assert torch.equal(found, evaluate(fresh, ids, StreamingLLM(3, 9), 7).nll)
+    assert not torch.allclose(found, before, atol=1e-3)
+    assert_streams(model)
+
+
+def test_a_model_without_weights_is_refused():
+    model = tiny(tiny_config("llama"))
+    for weight in model.parameters():
+        weight.data.zero_()
+    with pytest.raises(ValueError, match="layer 0 gives zeros .are its weights loaded"):
+        CompressedCache(model, StreamingLLM(3, 9))
+
+
+def test_sight_both_ways_and_pictures_are_refused():
+    model = tiny(tiny_config("gemma3_text", use_bidirectional_attention=True))
+    with pytest.raises(ValueError, match="use_bidirectional_attention=True: allowed is False"):
+        CompressedCache(model, StreamingLLM(3, 9))
+    model = tiny(tiny_config("llama"))
+    for name, told in (("image_grid_thw", "given"), ("token_type_ids", "not zeros")):
+        more = {name: torch.ones(1, 5, dtype=torch.long)}
+        cache = CompressedCache(model, StreamingLLM(3, 9))
+        with pytest.raises(ValueError, match=f"{name}='{told}'"):
+            model(torch.arange(5)[None], past_key_values=cache, **more)
+        assert cache.seen == 0
+    model(torch.arange(5)[None], past_key_values=cache, token_type_ids=torch.zeros(1, 5))
 
 
 @pytest.mark.parametrize("rotated", [[0, 0], [1, 0], [0, 1]])
