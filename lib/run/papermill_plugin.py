@@ -213,6 +213,8 @@ def _run_staged(
         if params.SHORTENED in "".join(getattr(error, "traceback", [])):
             said = f"{notebook.name}: {error.ename}: {error.evalue}"
             raise click.ClickException(f"{said}\n{note}") from error
+        if isinstance(error, OSError):  # of the files: what a cell raises comes as papermill's
+            raise click.ClickException(f"{notebook.name}: {error}") from error
         error.add_note(note)
         raise
     saved = output_path or final

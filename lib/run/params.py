@@ -106,14 +106,18 @@ def _listed(text: str) -> Any:
         return None
 
 
+def number(value: Any) -> Any:
+    """What YAML 1.1 reads as text, `1e3`, as the number that it is meant to be."""
+    return float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
+
+
 def _exact(value: Any, type_name: str) -> Any:
     """`value` as the type if nothing is lost by it, else None. A bool is not a number."""
     if type_name == "bool" and isinstance(value, str):
         return _BOOLS.get(value)
     if type_name in ("str", "bool"):
         return value if isinstance(value, _TYPES[type_name]) else None
-    if isinstance(value, str) and _FLOAT.fullmatch(value):
-        value = float(value)
+    value = number(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

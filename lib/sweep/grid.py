@@ -92,7 +92,7 @@ def _runs_of(grid: Any) -> list[Run]:
     require(isinstance(grid, dict), "grid", grid, f"a mapping with {', '.join(KEYS)}")
     for key in grid:
         require(key in KEYS, "key", key, f"one of {', '.join(KEYS)}")
-    limits = {name: grid.get(name, default) for name, default in LIMITS.items()}
+    limits = {name: params.number(grid.get(name, default)) for name, default in LIMITS.items()}
     for name, value in limits.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if name == "gpus":

@@ -184,6 +184,15 @@ def test_a_failed_run_keeps_the_good_copy(speed):
     assert speed.files().keys() == before.keys()
 
 
+def test_a_results_folder_that_cannot_be_made_is_one_sentence(speed):
+    done = speed.call(*LINE, env=speed.environment() | {"KVLAB_RESULTS": "/proc/nope"})
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("Error: 03_speed.ipynb: ")
+    assert "/proc/nope" in last
+
+
 def test_a_value_that_lib_refuses_is_one_sentence(speed):
     speed.notebook("03_speed", "from lib import load_tokens", "load_tokens('no.txt', None)")
     done = speed.call(*LINE)

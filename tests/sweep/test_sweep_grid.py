@@ -55,6 +55,13 @@ def test_a_name_tells_the_question_and_the_code(tmp_path):
         assert one.key != other.key
 
 
+def test_numbers_as_people_write_them(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text("grids: [{notebook: 03_speed, table: 03_speed, minutes: 1e1, memory_gb: 2}]")
+    (run,) = read_runs(file)
+    assert (run.minutes, run.memory_gb) == (10.0, 2)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
