@@ -111,29 +111,16 @@ def window_to_the_end(explorer: Explorer) -> None:
     explorer.settle()
 
 
-def slow_model(explorer: Explorer) -> float:
-    """A real model shows how far it is, answers meanwhile, and can be stopped.
-
-    Returns the median of milliseconds in which it answers.
-    """
+def slow_model(explorer: Explorer) -> None:
+    """A real model shows how far it is, and can be stopped."""
     explorer.type("model", "smollm2")
     explorer.page.wait_for_selector('.kvx[data-state="computing"] progress[value]')
     explorer.shot("lab-slow")
-    first = explorer.changes + 1
-    for _ in range(4):
-        explorer.press("head", "ArrowRight", settle=False)
-        explorer.page.wait_for_timeout(500)
-        assert explorer.root.get_attribute("data-state") == "computing"
-    answered = "n => document.querySelector('.kvx').dataset.seq >= n"
-    explorer.page.wait_for_function(answered, arg=explorer.changes)
-    times = explorer.times()
-    answers = [times[seq]["first"] for seq in range(first, explorer.changes + 1)]
     explorer.page.keyboard.press("Escape")
     explorer.page.wait_for_selector('.kvx[data-state="stopped"]')
     explorer.type("model", "reference")
     explorer.page.wait_for_selector('.kvx[data-state="done"]')
     explorer.settle()
-    return statistics.median(answers)
 
 
 def bad_input(explorer: Explorer) -> None:
@@ -224,6 +211,8 @@ def test_in_jupyterlab(tmp_path):
         writes(explorer)
         explorer.shot("lab-writing")
         times = pace(explorer) | {"load of the machine": os.getloadavg()[0]}
+        print(json.dumps(times, indent=1))
+        (SHOTS / "times.json").write_text(json.dumps(times, indent=1))
         page.locator(".kvx button", has_text="compare").click()
         explorer.root.locator("select[data-control=method]").select_option("snapkv")
         explorer.changes += 1
@@ -238,9 +227,7 @@ def test_in_jupyterlab(tmp_path):
         page.wait_for_timeout(500)
         views = [page.locator(f".kvx {part}").first.bounding_box() for part in (".group", "table")]
         assert views[1]["y"] + views[1]["height"] - views[0]["y"] < 620  # from controls to cost
-        times["an answer while SmolLM2 reads"] = slow_model(explorer)
-        print(json.dumps(times, indent=1))
-        (SHOTS / "times.json").write_text(json.dumps(times, indent=1))
+        slow_model(explorer)
         dark_theme(explorer)
         stays_when_reopened(explorer, address, tmp_path / "notebooks" / "05_explorer.ipynb")
         assert not list((tmp_path / "results").glob("**/*"))  # a visit saves nothing
