@@ -2,10 +2,11 @@
 
     python benchmarks/soak.py --tokens 1000000
 
-One token at a time, sampled, in one cache; a full reference model takes three hours of a slow core,
-two of its layers one (`--layers 2`). Writes `tables/soak.csv` and `.md` under results/ and
-prints a line for each stretch. Ends with an error if memory grew by more than 1%, a stretch was
-slower than the others, or the last logits are not those of a short text.
+One token at a time, sampled, in one cache; on a slow core the whole reference model takes three
+hours, two of its layers (`--layers 2`) an hour and a half. Writes `tables/soak.csv`
+and `.md` under results/ and prints a line for each stretch. Ends with an error if memory grew by
+more than 1%, a stretch was slower than the others, or the last logits are not those of a short
+text.
 """
 
 import argparse

@@ -73,13 +73,24 @@ def load_model(
     if isinstance(source, Path):
         check_weights(source)
     where, folder = {}, None
-    if (
-        spread
-    ):  # a folder of its own for what is left on disk: another's weights have the same names
+    if spread:
+        # a folder of its own for what is left on disk: another's weights have the same names
         cache_dir().mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(prefix="offload-", dir=cache_dir())
         where = {"device_map": SPREAD, "offload_folder": folder.name}
     where |= {"max_memory": max_memory} if max_memory else {}
+    model = _read_weights(name, source, dtype, where)
+    model = (model if spread else model.to(device)).eval()
+    if folder:
+        weakref.finalize(model, folder.cleanup)
+    note_model(name, model, source if isinstance(source, Path) else None)
+    return model, tokenizer
+
+
+def _read_weights(
+    name: str, source: Path | str, dtype: torch.dtype | str, where: dict
+) -> PreTrainedModel:
+    """The model of `source` with all of its weights; OSError if they can't be read or some lack."""
     try:
         with _no_progress_bar():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -98,11 +109,7 @@ def load_model(
     if random:
         what = f"{len(random)} tensors that config.json asks for, {random[0]} among them"
         raise OSError(f"model {name!r}: its safetensors lack {what}, or have them in other shapes")
-    model = (model if spread else model.to(device)).eval()
-    if folder:
-        weakref.finalize(model, folder.cleanup)
-    note_model(name, model, source if isinstance(source, Path) else None)
-    return model, tokenizer
+    return model
 
 
 def _require_name(name: str) -> None:
