@@ -6,7 +6,11 @@ nothing. A score at distance d is the product of row d's query and a stored key.
 """
 
 import copy
+import itertools
 import math
+from contextlib import contextmanager
+from types import SimpleNamespace
+from unittest import mock
 
 import torch
 from torch.nn.functional import softmax
@@ -36,9 +40,12 @@ class Loop:
         self.keys, self.values, self.t = {}, {}, 0
 
     def attend(self, layer, query, key, value, options) -> torch.Tensor:
-        self.keys.setdefault(layer, []).append(key)
-        self.values.setdefault(layer, []).append(value)
-        keys, values = torch.stack(self.keys[layer]), torch.stack(self.values[layer])
+        call = 0  # of this token's: some attend twice, to halves of the values
+        while len(self.keys.setdefault((layer, call), [])) > self.t:
+            call += 1
+        self.keys[layer, call].append(key)
+        self.values.setdefault((layer, call), []).append(value)
+        keys, values = (torch.stack(x[layer, call]) for x in (self.keys, self.values))
         heads, group = query.shape[1], query.shape[1] // keys.shape[1]
         window, sinks = options.get("sliding_window"), options.get("s_aux")
         output, attention = [], []
@@ -70,16 +77,37 @@ def slow_loop(model, ids: torch.Tensor, see, after=None, at_distances=True) -> t
     looked at.
     """
     model, loop, logits = copy.deepcopy(model), Loop(see, after, at_distances), []
-    model.set_attn_implementation(NAME)
-    for loop.t, token in enumerate(ids):
-        rows = torch.arange(len(ids))[:, None] if at_distances else torch.tensor([[loop.t]])
-        alike = token.expand(len(rows), 1)
-        mask = torch.zeros(1, 1, 1, 1, dtype=model.dtype)  # of four dims: it is not looked at
-        mask.loop = loop
-        more = {"attention_mask": mask, "loop": loop}
-        out = model(input_ids=alike, position_ids=rows, use_cache=False, **more)
-        logits.append(out.logits[0, 0])
+    with _taken_over(model, loop) as more:
+        for loop.t, token in enumerate(ids):
+            rows = torch.arange(len(ids))[:, None] if at_distances else torch.tensor([[loop.t]])
+            alike = token.expand(len(rows), 1)
+            mask = torch.zeros(1, 1, 1, 1, dtype=model.dtype)  # of four dims: it is not looked at
+            mask.loop = loop
+            more["attention_mask"] = mask
+            out = model(input_ids=alike, position_ids=rows, use_cache=False, **more)
+            logits.append(out.logits[0, 0])
     return torch.stack(logits)
+
+
+@contextmanager
+def _taken_over(model, loop):
+    """Let `loop` attend in `model`; further arguments of its forward."""
+    if model._can_set_attn_implementation():
+        model.set_attn_implementation(NAME)
+        yield {"loop": loop}
+        return
+    layers = itertools.cycle(range(model.config.num_hidden_layers))
+
+    def attend(query, key, value, mask=None, attn_mask=None, **kwargs):
+        """Of the layer whose turn it is: (rows, H, 1, D)."""
+        layer = SimpleNamespace(layer_idx=next(layers))
+        return slow_attention(layer, query, key, value, None, loop)[0].transpose(1, 2)
+
+    for module in model.modules():
+        if hasattr(module, "_attn"):
+            module._attn = lambda *args: (attend(*args), None)
+    with mock.patch("torch.nn.functional.scaled_dot_product_attention", attend):
+        yield {}
 
 
 def held_after(keep, ends, positions="in_cache"):

@@ -96,6 +96,12 @@ def kv_lab_attention(
     """
     if kv_step is None:
         raise ValueError(f"attention {NAME!r} is only for steps with a CompressedCache")
+    if (n := query.shape[2]) < kv_step.n:  # a layer may be asked for the last tokens (Gemma 4)
+        query = pad(query, (0, 0, kv_step.n - n, 0))
+        own = {"scaling": scaling, "kv_step": kv_step, "sliding_window": sliding_window}
+        own |= {"softcap": softcap, "s_aux": s_aux}
+        output, _ = kv_lab_attention(module, query, key, value, attention_mask, dropout, **own)
+        return output[:, -n:].contiguous(), None
     layer = None if kv_step.layers is None else kv_step.layers[module.layer_idx]
     own = Own(scaling, softcap, s_aux, sliding_window)
     if layer is not None and layer.queries:
@@ -115,6 +121,8 @@ def kv_lab_attention(
             query, key, value, None, dropout, is_causal=True, scale=scaling, enable_gqa=grouped
         )
         return output.transpose(1, 2).contiguous(), None
+    if kv_step.shares:  # they will be attended to again
+        key, value = key.clone(), value.clone()
     front, outputs = kv_step.front, []
     sinks = key[:, :, :front].clone(), value[:, :, :front].clone()
     for queries, keys, mask in kv_step.blocks(key.shape[2], query.device, query.dtype, own.window):

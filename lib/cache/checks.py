@@ -42,13 +42,6 @@ def check_window(own: int, compressor: Compressor, buffer: int) -> None:
     require(own >= needed, "sliding_window", own, what)
 
 
-def check_model(model) -> None:
-    """Refuse models whose attention can't be exchanged for a step."""
-    ok = model._can_set_attn_implementation()
-    what = "one that takes its attention from transformers' AttentionInterface"
-    require(ok, "model", type(model).__name__, what)
-
-
 def smallest_window(layers: list) -> int | None:
     """The smallest window of tokens that one of a model's layers attends to by itself."""
     return min((x for layer in layers if (x := layer.options.get("sliding_window"))), default=None)
@@ -62,19 +55,23 @@ def check_layers(model, layers: list, compressor: Compressor, buffer: int) -> in
     told = own is not None or compressor.window is not None
     what = "None: the model doesn't tell its attention, which long prompts of this method need"
     require(configured is None or told, "sliding_window", configured, what)
-    number = len(layers)
-    by_keys = compressor.window is None and any(
-        not layer.direct
-        and not (layer.shared and compressor.layer_queries(i, number))
-        and i not in compressor.skip_layers
-        for i, layer in enumerate(layers)
-    )
+    if compressor.window is None:
+        for i, layer in enumerate(layers):
+            if i not in compressor.skip_layers:
+                _check_looks(layer, compressor, bool(compressor.layer_queries(i, len(layers))))
+    return own
+
+
+def _check_looks(layer, compressor: Compressor, at_attention: bool) -> None:
+    """Refuse a method that looks at a layer's keys or attention where these don't tell it all."""
     what = (
         "a method that looks at positions only (or at attention, if all heads share what is "
-        "cached): this model doesn't cache the keys that its queries meet"
+        "cached): this model doesn't cache what its queries meet, head by head"
     )
-    require(not by_keys, "compressor", compressor.name, what)
-    return own
+    told = layer.direct or (layer.shared and at_attention)
+    require(told, "compressor", compressor.name, what)
+    what = "a method that doesn't look at attention: this model attends several times to one cache"
+    require(len(layer.readers) == 1 or not at_attention, "compressor", compressor.name, what)
 
 
 def check_checkpointing(model) -> None:

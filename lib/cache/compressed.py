@@ -23,7 +23,6 @@ from .checks import (
     check_config,
     check_layers,
     check_method,
-    check_model,
     check_output_attentions,
     check_positions,
     check_takes_masks,
@@ -31,7 +30,7 @@ from .checks import (
 )
 from .holding import Holding
 from .hooks import attach, carrier, no_mask, transformers_model
-from .probe import probe, rotary_frequencies
+from .probe import cached_by, last_position, probe
 from .rope import find_rotations, unturned
 from .scattered import ScatteredStore
 from .step import Step, mask_of_one
@@ -74,17 +73,15 @@ class CompressedCache(Holding):
             model_or_config = model = transformers_model(model_or_config)
         config = (model_or_config if model is None else model.config).get_text_config()
         check_config(config, compressor, buffer)
-        if model is not None:
-            check_model(model)
         self.turns = positions == "in_cache"
         rotations = (find_rotations if self.turns else unturned)(model_or_config)
-        own_window = None
+        own_window, readers, self.shares = None, range(len(rotations)), False
         if model is not None:
-            own_window = check_layers(model, probe(model), compressor, buffer)
-        self.ropes = [rotation.queries for rotation in rotations] if self.turns else None
-        # without rotation positions are looked up in a table, which ends
-        learned = model is not None and not rotary_frequencies(model)
-        self.last_position = getattr(config, "max_position_embeddings", None) if learned else None
+            layers = probe(model)
+            own_window = check_layers(model, layers, compressor, buffer)
+            readers, self.shares = cached_by(layers), any(len(x.readers) > 1 for x in layers)
+        self.ropes = [rotations[i].queries for i in readers] if self.turns else None
+        self.last_position = None if model is None else last_position(model)
         self.dtype = getattr(model_or_config, "dtype", None) or torch.float32
         window = compressor.window
         require(window or not static, "static", static, "False for methods that look at the keys")
@@ -197,7 +194,7 @@ class CompressedCache(Holding):
 
     def _begin(self, n: int, device) -> Step:
         """Plan the step and tell the layers."""
-        step = Step(n, self.seen, self.position, self.ropes)
+        step = Step(n, self.seen, self.position, self.ropes, shares=self.shares)
         self.store.plan(step, self.layers, device)
         for layer in self.layers:
             layer.step = step
@@ -215,7 +212,8 @@ class CompressedCache(Holding):
     def _rebase(self, n: int) -> None:
         """Keep positions small; distances, all that RoPE sees, stay the same."""
         longest = max(self.cached_lengths)
-        if not self.turns or self.position + n <= longest + max(REBASE_EVERY, n):
+        highest = min(longest + max(REBASE_EVERY, n), self.last_position or math.inf)
+        if not self.turns or self.position + n <= highest:
             return
         self.store.rebase(self.layers, self.seen, self.position, longest)
         self.position = longest
@@ -232,8 +230,11 @@ class CompressedCache(Holding):
             positions = positions - self.store.pads
         if self.last_position is not None:
             highest = self.position + n
-            require(highest <= self.last_position, "tokens", highest, f"<= {self.last_position}")
-        return positions if self.turns else positions.clamp(min=0)
+            what = f"at most {self.last_position} in the cache and a step: positions are in a table"
+            require(highest <= self.last_position, "tokens", highest, what)
+        # pads stand below 0, which no table knows
+        in_table = self.last_position is not None or not self.turns
+        return positions.clamp(min=0) if in_table else positions
 
     def _take_pads(self, attention_mask, n: int, attention: str) -> None:
         """Note how many pads each row has in front; refuse what can't be kept exact."""

@@ -118,7 +118,9 @@ def _step(model, args, kwargs):
     check_checkpointing(model)
     tokens = kwargs.get("input_ids")
     tokens = kwargs["inputs_embeds"] if tokens is None else tokens
-    n, own = tokens.shape[1], model.config._attn_implementation
+    # which makes a mask for single tokens, too, where it isn't exchangeable
+    own = "eager" if by_mask_only(model) else model.config._attn_implementation
+    n = tokens.shape[1]
     what = "at least 1 (generate() wants all of the text, or a mask over all of it)"
     require(n > 0, "new tokens", n, what)
     weights = kwargs.get("output_attentions")
@@ -127,6 +129,8 @@ def _step(model, args, kwargs):
     given = kwargs.get("attention_mask"), own, kwargs.get("position_ids"), bool(weights)
     told = cache.step(n, tokens.device, *given)
     cache.under_way = True
+    if by_mask_only(model):
+        told.pop("kv_step", None)
     return (), kwargs | told
 
 
@@ -140,6 +144,11 @@ def _has_read(model, args, kwargs, output) -> None:
 @torch.compiler.disable
 def _read(cache: Announced) -> None:
     cache.under_way = False
+
+
+def by_mask_only(model: PreTrainedModel) -> bool:
+    """Whether a step reaches the model's attention on its mask alone (`own_attention.py`)."""
+    return not model._can_set_attn_implementation()
 
 
 def by_name(model, args: tuple, kwargs: dict) -> dict:
@@ -169,12 +178,12 @@ class Recorder:
     """In a `kv_step`'s place: notes what attention is given for tokens that are alone."""
 
     def __init__(self):
-        self.calls: list[tuple] = []  # layer, query, key and options of each
+        self.calls: list[tuple] = []  # module, query, key, value and options of each
 
     def attend(self, module, query, key, value, attention_mask, dropout=0.0, **options):
         """Attention of such tokens, query (rows, H, 1, D): their values."""
         options["attention_mask"] = attention_mask
-        self.calls.append((getattr(module, "layer_idx", None), query, key, options))
+        self.calls.append((module, query, key, value, options))
         groups = query.shape[1] // value.shape[1]
         return value.repeat_interleave(groups, dim=1).transpose(1, 2).contiguous(), None
 
@@ -184,10 +193,10 @@ _get_interface = AttentionInterface.get_interface
 
 def _interface(self, attn_implementation: str, default):
     """The attention function that a model asks for, which a step with a `kv_step` passes by."""
-    return functools.partial(_attend, _get_interface(self, attn_implementation, default))
+    return functools.partial(attend, _get_interface(self, attn_implementation, default))
 
 
-def _attend(
+def attend(
     own,
     module,
     query,
@@ -199,6 +208,7 @@ def _attend(
     kv_watch=None,
     **kwargs,
 ):
+    """Attention of a layer: `own`, or what the step that is carried to it says."""
     args = (module, query, key, value, attention_mask, *args)
     kv_step = getattr(attention_mask, "kv_step", None) if kv_step is None else kv_step
     if kv_watch is not None:

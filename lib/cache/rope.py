@@ -167,7 +167,8 @@ def _rotations_of_config(config: PreTrainedConfig) -> list[Rotation]:
     frequencies = [x for module in built for x in rotary_frequencies(module)]
     if not frequencies:
         raise ValueError(NO_ROPE.format(name))
-    own = (getattr(config, name, None) for name in ("no_rope_layers", "kv_lora_rank"))
+    names = ("no_rope_layers", "kv_lora_rank", "num_kv_shared_layers")
+    own = (getattr(config, name, None) for name in names)
     alike = not any(own) and len(set(getattr(config, "layer_types", None) or ())) <= 1
     apply = getattr(sys.modules[type(built[0]).__module__], "apply_rotary_pos_emb", None)
     width = head_width(config)

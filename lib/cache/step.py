@@ -28,6 +28,7 @@ class Step:
     # the cache's layers, where attention is to tell them what their tokens receive
     layers: list | None = None
     dense: bool = False  # a prompt that sees all of itself
+    shares: bool = False  # whether the keys that a layer caches are attended to several times
     first: int = 0  # slot of the first held token
     held: int = 0  # slots in use before the step, and how many of them are sinks
     held_front: int = 0

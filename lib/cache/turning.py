@@ -102,6 +102,7 @@ def fit(at: dict[int, torch.Tensor], frequencies: list[torch.Tensor]) -> Rope | 
     if not error(best) <= allowed * origin.abs().max().item():
         raise ValueError(
             "rotates its keys in an unknown way: with the position they change otherwise than by "
-            "turning pairs of dims (RoPE), as they do with learned positions or norms after RoPE"
+            "turning pairs of dims (RoPE), as they do with learned positions, or with a norm after "
+            "RoPE, which makes attention depend on more than distances"
         )
     return best

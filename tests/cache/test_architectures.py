@@ -1,7 +1,11 @@
 """Those of transformers' decoders that differ most; `benchmarks/architectures.py` runs them all."""
 
 import pytest
+import torch
 from decoders import sweep, tiny, tiny_config
+from torch.nn.functional import pad
+
+from lib import CompressedCache, StreamingLLM, evaluate
 
 EXACT = [
     "gpt_neox",  # a part of a head's dims, parallel layers
@@ -12,14 +16,15 @@ EXACT = [
     "gemma2",  # a soft cap
     "gpt_oss",  # learned sinks, experts
     "stablelm",  # keyword arguments don't reach its attention
+    "gptj",  # attends in a method of its own, positions in a table
+    "falcon",  # attends by PyTorch's function
 ]
-# latents; learned positions; queries that are scaled by their position
-PARTLY = ["deepseek_v3", "gpt2", "beam"]
+# latents; learned positions; queries that are scaled by their position; layers that share a cache
+PARTLY = ["deepseek_v3", "gpt2", "beam", "gemma4_text", "diffllama"]
 REFUSED = {
     "lfm2": "layer 0 caches a state",
-    "gemma3n_text": "layer 2 caches no keys and values of its own",
     "falcon_h1": "layer 0 caches a state",
-    "deepseek_v32": "layer 0 caches no keys and values of its own, or more than these",
+    "deepseek_v32": "layer 0 caches more than keys and values (sparse attention)",
     "bloom": "allowed is models without ALiBi",
     "roberta": "doesn't count its positions from 0",
     "bart": "heeds no position ids",
@@ -41,7 +46,65 @@ def test_exact_or_refused(model_type):
     by_keys = {name for name in outcomes if "original" not in name and name != "dense"}
     if model_type == "deepseek_v3":  # keys are not what is cached
         by_keys = {name for name in outcomes if name.startswith("by key norms")}
+    elif model_type == "gemma4_text":  # a layer's tokens are attended to by other layers, too
+        by_keys = {name for name in outcomes if name.startswith("by attention")}
+    elif model_type == "diffllama":  # values of one head meet keys of another
+        by_keys = {name for name in outcomes if name.startswith("by ")}
     assert refused == by_keys
+
+
+OWN = ["gptj", "codegen", "gpt_neox_japanese", "falcon", "gemma3n_text"]
+
+
+@pytest.mark.parametrize("model_type", OWN)
+def test_padded_rows_are_as_alone(model_type):
+    """Attention of their own, and shared caches: pads in front, static caches, and 16 bits."""
+    model = tiny(tiny_config(model_type, sliding_window=128))
+    rows = [torch.arange(1, 25), torch.arange(40, 45)]
+    ids = torch.stack([pad(row, (24 - len(row), 0)) for row in rows])
+    mask = (ids > 0).long()
+    wanted = {"max_new_tokens": 20, "output_logits": True, "return_dict_in_generate": True}
+    given = {"input_ids": ids, "attention_mask": mask, "do_sample": False} | wanted
+    for static in (False, True):
+        cache = CompressedCache(model, StreamingLLM(3, 9), static=static)
+        together = model.generate(**given, past_key_values=cache)
+        for i, row in enumerate(rows):
+            cache = CompressedCache(model, StreamingLLM(3, 9))
+            alone = model.generate(
+                row[None], past_key_values=cache, do_sample=False, **wanted, attention_mask=None
+            )
+            assert torch.equal(together.sequences[i, 24:], alone.sequences[0, len(row) :])
+            for one, other in zip(together.logits, alone.logits, strict=True):
+                assert torch.allclose(one[i], other[0], atol=1e-5)
+    dense = model.generate(**given)
+    room = model.generate(**given, past_key_values=CompressedCache(model, StreamingLLM(3, 97)))
+    assert torch.allclose(torch.stack(room.logits), torch.stack(dense.logits), atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", OWN)
+def test_16_bits(model_type):
+    """As near to float32 as one chunk of the text is to single tokens."""
+    model, ids = tiny(tiny_config(model_type)), torch.arange(1, 61)
+    exact = evaluate(model, ids, StreamingLLM(3, 9)).nll
+    model = model.to(torch.bfloat16)
+    for chunk in (1, 60):
+        nll = evaluate(model, ids, StreamingLLM(3, 9), chunk).nll
+        assert (nll - exact).abs().mean() < 0.2 * exact.std()
+
+
+def test_a_table_of_positions_ends():
+    """GPT-J looks its angles up: a stream goes on for longer, as with a table that is longer."""
+    ids = torch.arange(1, 91).repeat(4)
+    weights = tiny(tiny_config("gptj", n_positions=512)).state_dict()
+    nll = []
+    for positions in (64, 512):
+        model = tiny(tiny_config("gptj", n_positions=positions))
+        model.load_state_dict(weights)
+        nll += [evaluate(model, ids, StreamingLLM(3, 9), chunk).nll for chunk in (1, 7, 50)]
+    assert all(torch.allclose(x, nll[-1], atol=1e-6) for x in nll)
+    model = tiny(tiny_config("gptj", n_positions=64))
+    with pytest.raises(ValueError, match="tokens=.*allowed is at most 64 in the cache and a step"):
+        evaluate(model, ids, StreamingLLM(3, 60), 7)
 
 
 def test_a_window_that_attention_is_not_told_of():
