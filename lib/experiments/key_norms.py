@@ -11,7 +11,7 @@ from lib.cache.checks import check_ids
 from lib.cache.rope import find_rope
 from lib.compressors.base import as_float, key_norms
 from lib.load.texts import texts_of
-from lib.measure.attention_maps import attention_implementation
+from lib.measure.attention_maps import with_attention
 from lib.progress import progress
 from lib.require import require_int
 
@@ -67,18 +67,18 @@ def cached_keys(model, texts: torch.Tensor, cached: int) -> CachedKeys:
     require_int("cached", cached, 1)
     ids = check_ids(model, texts, cached + 1)
     rope, parts, turning = find_rope(model), [], 0.0
-    with attention_implementation(model, "eager"):
-        for row in progress(ids, desc="attention"):
-            past = DynamicCache(config=model.config)
-            output = model(input_ids=row[None], past_key_values=past, output_attentions=True)
-            keys = torch.stack([as_float(layer.keys[0, :, :cached]) for layer in past.layers])
-            seen = torch.stack([as_float(a[0, :, cached:, :cached]) for a in output.attentions])
-            seen = seen.unflatten(1, (keys.shape[1], -1)).mean((2, 3))  # (L, H, C)
-            back = rope.turn(keys, -torch.arange(cached, device=keys.device))
-            norms = key_norms(keys)
-            turning = max(turning, float((key_norms(back) / norms - 1).abs().max()))
-            rotated = key_norms(keys[..., : rope.rotary_dim])
-            parts.append([norms, rotated, seen / seen.sum(-1, keepdim=True)])
+    eager = with_attention(model, "eager")
+    for row in progress(ids, desc="attention"):
+        past = DynamicCache(config=model.config)
+        output = eager(input_ids=row[None], past_key_values=past, output_attentions=True)
+        keys = torch.stack([as_float(layer.keys[0, :, :cached]) for layer in past.layers])
+        seen = torch.stack([as_float(a[0, :, cached:, :cached]) for a in output.attentions])
+        seen = seen.unflatten(1, (keys.shape[1], -1)).mean((2, 3))  # (L, H, C)
+        back = rope.turn(keys, -torch.arange(cached, device=keys.device))
+        norms = key_norms(keys)
+        turning = max(turning, float((key_norms(back) / norms - 1).abs().max()))
+        rotated = key_norms(keys[..., : rope.rotary_dim])
+        parts.append([norms, rotated, seen / seen.sum(-1, keepdim=True)])
     arrays = (torch.stack(part).double().cpu().numpy() for part in zip(*parts, strict=True))
     return CachedKeys(*arrays, turning)
 

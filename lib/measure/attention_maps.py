@@ -1,30 +1,22 @@
 """Attention maps, how strong a sink each head has in them, and how many heads have one."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
 
 import numpy as np
 import torch
 
 from lib.require import require, require_int
 
-_switched = threading.RLock()
 
+def with_attention(model, name: str):
+    """A twin of `model` that shares its weights and runs the attention implementation `name`.
 
-@contextmanager
-def attention_implementation(model, name: str) -> Iterator[None]:
-    """Run a block with another attention implementation, then restore the model's own.
-
-    Blocks of several threads wait for each other; who else runs the model meanwhile has `name`.
+    Nothing is switched in `model`, which other threads may be running.
     """
-    with _switched:
-        before = model.config._attn_implementation
-        model.set_attn_implementation(name)
-        try:
-            yield
-        finally:
-            model.set_attn_implementation(before)
+    shared = {id(x): x for x in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, shared)
+    twin.set_attn_implementation(name)
+    return twin
 
 
 @torch.no_grad()
@@ -32,9 +24,8 @@ def attention_maps(model, input_ids: torch.Tensor) -> torch.Tensor:
     """Attention of every layer and head, (L, B, H, T, T) on CPU, for ids (B, T) or (T,)."""
     if input_ids.ndim == 1:
         input_ids = input_ids[None]
-    with attention_implementation(model, "eager"):
-        ids = input_ids.to(model.device)
-        output = model(input_ids=ids, use_cache=False, output_attentions=True)
+    eager, ids = with_attention(model, "eager"), input_ids.to(model.device)
+    output = eager(input_ids=ids, use_cache=False, output_attentions=True)
     return torch.stack([a.float().cpu() for a in output.attentions])
 
 

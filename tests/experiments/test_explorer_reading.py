@@ -8,7 +8,7 @@ from lib import evaluate
 from lib.cache.baseline import make_cache
 from lib.experiments.explorer.reading import Reading
 from lib.experiments.explorer.setting import OFFERED, Setting, held_by_rule
-from lib.measure.attention_maps import attention_implementation, attention_maps
+from lib.measure.attention_maps import attention_maps, with_attention
 
 IDS = tiny_ids(300)
 
@@ -51,10 +51,11 @@ def test_a_streaming_step_attends_as_the_loop_does(family, buffer, positions):
     reading = read(family, setting)
     list(reading.run())
     seen = windows(280, 3, 20, positions, buffer)
-    cache = make_cache(reading.model, setting.compressor(), buffer, positions)
-    with torch.no_grad(), attention_implementation(reading.model, "eager"):
+    eager = with_attention(reading.model, "eager")
+    cache = make_cache(eager, setting.compressor(), buffer, positions)
+    with torch.no_grad():
         for step in range(280):
-            out = reading.model(
+            out = eager(
                 input_ids=IDS[None, step : step + 1],
                 past_key_values=cache,
                 output_attentions=True,

@@ -1,18 +1,14 @@
 """Attention maps and the strength of sinks, by hand."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import pytest
 import torch
-from reference import FAMILIES, VOCAB, cached_model, project, rotate, tiny_ids, tiny_model
+from reference import FAMILIES, VOCAB, cached_model, project, rotate, tiny_ids
 
-from lib import (
-    StreamingLLM,
-    attention_maps,
-    evaluate,
-    heads_with_sink,
-    sink_strength,
-)
+from lib import attention_maps, evaluate, heads_with_sink, sink_strength
+from lib.measure.attention_maps import with_attention
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -67,15 +63,24 @@ def test_a_head_with_a_sink_in_some_texts_counts_there():
     assert (strength.mean(0) < 0.3).all()
 
 
-def test_the_attention_is_restored_after_an_error_too(monkeypatch):
-    model = tiny_model("neox_25")
+def test_nothing_is_switched_that_another_thread_could_see():
+    """Dense losses by a second thread are the same to the last bit, whoever looks at attention."""
+    model, ids = cached_model("llama_gqa"), tiny_ids(1, 60)
     model.set_attn_implementation("sdpa")
-    attention_maps(model, tiny_ids(5))
-    assert model.config._attn_implementation == "sdpa"
+    expected = evaluate(model, ids).nll
+    with ThreadPoolExecutor(1) as other:
+        looking = other.submit(lambda: [attention_maps(model, ids) for _ in range(10)])
+        while not looking.done():
+            assert model.config._attn_implementation == "sdpa"
+            assert torch.equal(evaluate(model, ids).nll, expected)
+        assert len(looking.result()) == 10
+    twin = with_attention(model, "eager")
+    assert (twin.config._attn_implementation, model.config._attn_implementation) == (
+        "eager",
+        "sdpa",
+    )
+    mine, its = ([x.data_ptr() for x in m.parameters()] for m in (model, twin))
+    assert mine == its
     with pytest.raises(IndexError):
         attention_maps(model, torch.tensor([VOCAB]))
-    assert model.config._attn_implementation == "sdpa"
-    monkeypatch.setattr(model, "forward", lambda **kwargs: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        evaluate(model, tiny_ids(5), StreamingLLM(1, 2))
-    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(evaluate(model, ids).nll, expected)

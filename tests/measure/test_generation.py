@@ -29,7 +29,7 @@ from lib import (
 )
 from lib.cache.attention import NAME
 from lib.cache.baseline import STATIC
-from lib.measure.attention_maps import attention_implementation
+from lib.measure.attention_maps import with_attention
 
 some_tests = settings(max_examples=30, deadline=None)
 all_methods = pytest.mark.parametrize(
@@ -226,11 +226,8 @@ def test_a_dropped_cache_is_freed_at_once(method):
 
 
 def test_the_attention_is_only_for_our_steps():
-    model = cached_model("neox_25")
-    with (
-        attention_implementation(model, NAME),
-        pytest.raises(ValueError, match="only for steps with a CompressedCache"),
-    ):
+    model = with_attention(cached_model("neox_25"), NAME)
+    with pytest.raises(ValueError, match="only for steps with a CompressedCache"):
         model(input_ids=tiny_ids(1, 5), past_key_values=DynamicCache())
 
 

@@ -9,7 +9,7 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from lib import CompressedCache, StreamingLLM, generate
 from lib.cache.baseline import cache_bytes
-from lib.measure.attention_maps import attention_implementation
+from lib.measure.attention_maps import with_attention
 from lib.measure.limits import (
     Work,
     decoding_work,
@@ -25,8 +25,9 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def counted(model, ids: torch.Tensor, cache: DynamicCache, **kwargs) -> int:
     """FLOPs of one forward by torch's counter; in eager attention, where all is a product."""
-    with attention_implementation(model, "eager"), FlopCounterMode(display=False) as counter:
-        model(input_ids=ids, past_key_values=cache, **kwargs)
+    eager = with_attention(model, "eager")
+    with FlopCounterMode(display=False) as counter:
+        eager(input_ids=ids, past_key_values=cache, **kwargs)
     return counter.get_total_flops()
 
 
