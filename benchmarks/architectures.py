@@ -30,8 +30,7 @@ after the other: sinks + window with in-cache and original positions, the window
 that looks at key norms (`fix_size_l2`) and one that looks at attention (`tova`), each in chunks of
 1 and 7, and 60 tokens of `generate()` with a budget of 12. "Exact" is within 1e-5 of the largest
 number, in float64. A config has its defaults but for sizes, and one layer of each kind: what a type
-can do besides (another RoPE scaling, shared layers) is not in its row, but refused or turned by the
-same rules.
+can do besides (another RoPE scaling) is not in its row, but refused or turned by the same rules.
 
 {exact} architectures are exact throughout, {partly} for some methods, {refused} are refused.
 
