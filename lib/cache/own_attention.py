@@ -18,6 +18,7 @@ from .hooks import attend, by_mask_only
 
 METHODS = ("GPTJAttention", "CodeGenAttention", "GPTNeoXJapaneseAttention")
 FUNCTIONS = ("FalconAttention",)
+_wrapped: set[type] = set()
 
 
 def check_attention(model: PreTrainedModel) -> None:
@@ -27,12 +28,11 @@ def check_attention(model: PreTrainedModel) -> None:
     ours = {kind for kind in kinds if kind.__name__ in METHODS + FUNCTIONS}
     what = "one that takes its attention from transformers' AttentionInterface"
     require(bool(ours) or not by_mask_only(model), "model", type(model).__name__, what)
-    for kind in ours:
+    for kind in ours - _wrapped:
         by_method = kind.__name__ in METHODS
         name, wrap = ("_attn", _method) if by_method else ("forward", _forward)
-        own = getattr(kind, name)
-        if not hasattr(own, "__wrapped__"):
-            setattr(kind, name, wrap(own))
+        setattr(kind, name, wrap(getattr(kind, name)))
+        _wrapped.add(kind)
 
 
 def _carries(mask) -> bool:
