@@ -608,6 +608,15 @@ def test_texts_begin_where_they_are_asked_to(monkeypatch):
     assert list(text_errors(" ", "", -1, 10)) == ["text", "offset", "seq_len"]
 
 
+def test_a_text_that_is_too_short_is_told_in_the_words_of_the_page(page, monkeypatch):
+    monkeypatch.setattr(
+        "lib.experiments.explorer.text.load_tokens", lambda *_: torch.arange(min(_[2], 200))
+    )
+    page.set(text="some.txt", seq_len=250)
+    told = "length=250: allowed is from 0 on, no more than the text's 200 tokens"
+    assert page.wait()["errors"] == {"text": told}
+
+
 def test_wrong_parameters_are_refused_in_one_sentence(session):
     with pytest.raises(
         ValueError, match="window: 61 .* 64 tokens; step = 300: allowed is 0 to 299"

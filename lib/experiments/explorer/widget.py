@@ -192,7 +192,7 @@ class ExplorerWidget(Page):
             yield
             model, tokenizer = loaded
             part = "typed" if of_text[0] == TYPED else "text"
-            tokens = text_tokens(tokenizer, *of_text)
+            tokens = text_tokens(tokenizer, *of_text, named="length")
             session = Session(model, tokenizer, tokens)
         except (ValueError, OSError) as error:
             if wanted == self._of_text():
