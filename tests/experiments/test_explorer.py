@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from reference import cached_model, tiny_ids
 
 import lib
@@ -553,11 +554,15 @@ def test_headless_there_is_a_sentence_and_nothing_runs(session, monkeypatch):
 def test_the_figure_and_the_table(session):
     fig = figure.draw(session, SETTING, 200, 1, 0, MACHINE)
     titles = [ax.get_title() or ax.get_title("left") for ax in fig.axes]
-    assert titles[1].startswith("Mean PPL: dense ")
+    told = titles[1].replace("\N{NO-BREAK SPACE}", " ")
+    assert told.startswith("Loss by position, mean PPL: dense: ")
+    assert "chosen / window: " in told
+    (title,) = fig.axes[1].findobj(lambda x: isinstance(x, Text) and x.get_text() == titles[1])
+    assert title.get_window_extent().x1 <= fig.axes[1].bbox.x1  # no wider than its panel
     assert titles[2].startswith("Attention of token 200, layer 1, head 0")
     (boxed,) = [patch for patch in fig.axes[0].patches if not patch.get_fill()]
     assert (boxed.get_width(), boxed.get_y()) == (1, pytest.approx(2 + 0.35 - 0.5))
-    bars = [bar.get_height() for bar in fig.axes[2].patches]
+    bars = [line[1, 1] for line in fig.axes[2].collections[0].get_segments()]
     assert bars == pytest.approx(session.look(SETTING, 200).of(1, 0)[1])
     table = figure.table(session, SETTING).set_index("method")
     assert list(table.index) == ["baseline", "recent_only_32", "streaming_32"]
