@@ -21,6 +21,7 @@ from lib.measure.limits import decoding_work
 from lib.measure.machine import Machine
 from lib.measure.rows import at_budget
 from lib.measure.stats import log_edges, mean_ci
+from lib.plots import use_style
 
 IDS = tiny_ids(300)
 MACHINE = Machine(bandwidth=1e9, gemm=1e10)
@@ -552,11 +553,13 @@ def test_headless_there_is_a_sentence_and_nothing_runs(session, monkeypatch):
 
 
 def test_the_figure_and_the_table(session):
+    use_style()
     fig = figure.draw(session, SETTING, 200, 1, 0, MACHINE)
     titles = [ax.get_title() or ax.get_title("left") for ax in fig.axes]
     told = titles[1].replace("\N{NO-BREAK SPACE}", " ")
     assert told.startswith("Loss by position, mean PPL: dense: ")
     assert "chosen / window: " in told
+    fig.draw_without_rendering()
     (title,) = fig.axes[1].findobj(lambda x: isinstance(x, Text) and x.get_text() == titles[1])
     assert title.get_window_extent().x1 <= fig.axes[1].bbox.x1  # no wider than its panel
     assert titles[2].startswith("Attention of token 200, layer 1, head 0")

@@ -32,7 +32,7 @@ from .setting import DENSE, Setting, lines_of
 from .writing import TEMPERATURE, write
 
 COLUMNS, LINES = 118, 9  # characters a line; lines around the step
-TITLE = 84  # characters a line of a small title
+TITLE = 80  # characters a line of a small title
 
 
 def compared(setting: Setting) -> dict[str, Setting]:

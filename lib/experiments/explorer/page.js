@@ -233,7 +233,7 @@ function render({ model, el }) {
     const share = shares.map((x, i) => `<g data-layer="${i}" style="cursor:pointer"><rect x="${34 + i * w + 1}" width="${w - 2}" y="8" height="52" fill="transparent"/><rect x="${34 + i * w + 1}" y="${60 - 48 * x}" width="${w - 2}" height="${48 * x}" style="fill:var(--chosen)" stroke="currentColor" stroke-width="${i === attention.layer ? 2 : 0}"/>${w > 24 ? `<text x="${34 + (i + 0.5) * w}" y="${Math.max(9, 57 - 48 * x)}" text-anchor="middle">${Math.round(100 * x)}%</text>` : ""}${w > 12 || i % 5 === 0 ? `<text x="${34 + (i + 0.5) * w}" y="73" text-anchor="middle">${i}</text>` : ""}</g>`);
     view.share.innerHTML = `<svg viewBox="0 0 ${W} 76" aria-hidden="true">${share.join("")}<line class="axis" x1="34" x2="${W - 6}" y1="60" y2="60"/></svg>`;
     view.share.querySelectorAll("[data-layer]").forEach((bar) => bar.addEventListener("click", () => change({ layer: Number(bar.dataset.layer) })));
-    view.shareTitle.innerHTML = `Share on the ${sinks ? `${sinks} sinks` : `text's first ${attention.first} tokens`} <small>by layer (click one), mean over heads</small>`;
+    view.shareTitle.innerHTML = `Share on the ${sinks ? `${sinks} sinks` : `text's first ${attention.first} tokens`} <small>by layer (click), mean of heads</small>`;
     view.share.setAttribute("aria-label", `${view.shareTitle.textContent}: ${shares.map((x) => `${Math.round(100 * x)}%`).join(", ")}`);
   }
 
