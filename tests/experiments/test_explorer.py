@@ -321,7 +321,7 @@ def test_stopping(page):
     assert page.wait()["status"]["state"] == "stopped"
 
 
-@pytest.mark.parametrize("wrong", [{"layer": 99}, {"step": 9999}, {"head": -1}])
+@pytest.mark.parametrize("wrong", [{"layer": 99}, {"step": 9999}, {"head": 99}])
 def test_a_wrong_value_while_lines_grow_ends_nothing(page, wrong):
     there, go = held(page)
     page.set(method="tova")
@@ -437,6 +437,10 @@ def test_a_load_that_is_stopped_is_taken_back_before_it_ends(page, session, monk
     monkeypatch.setattr(widget, "load_model", slow)
     page.set(model="large")
     assert there.wait(10)
+    page.set(recent_size=24)  # not shown, so not ready
+    page._on_message(page, {"do": "stop"}, [])
+    assert (page.controls["model"], page.views["status"]["state"]) == ("tiny", "stopped")
+    page.set(recent_size=28, model="large")
     page._on_message(page, {"do": "stop"}, [])
     assert (page.controls["model"], page.views["status"]["state"]) == ("tiny", "done")
     page.set(recent_size=20)  # what is there is explored meanwhile

@@ -222,8 +222,8 @@ class ExplorerWidget(Page):
         yield from ()
 
     def _rest(self) -> None:
-        """Nothing is computed any more: say whether all is there."""
-        whole = self._whole()
+        """Nothing is computed any more: say whether all is there, and shown."""
+        whole = self._begun_with == self.setting and self._whole()
         self._status("done" if whole else "stopped", self._moved if whole else "")
 
     def _write(self) -> Iterator[None]:
