@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from itertools import cycle, product
 
 import matplotlib.pyplot as plt
@@ -120,21 +121,36 @@ def use_style() -> None:
     )
     if shell := get_ipython():
         plt.switch_backend(plt.get_backend())  # loads it: only then a notebook draws figures
-        pictures = shell.display_formatter.formatters["image/png"]
-        draw = pictures.for_type(Figure)
-        if draw is not None and not isinstance(draw, Described):
-            pictures.for_type(Figure, Described(draw))
+        formatters = shell.display_formatter.formatters
+        draw = formatters["image/png"].for_type(Figure)
+        if draw is not None and not isinstance(draw, Picture):
+            formatters["image/png"].for_type(Figure, Picture(draw))
+            formatters["text/html"].for_type(Figure, Picture(draw).html)
 
 
 @dataclass(frozen=True)
-class Described:
-    """Lets a notebook's picture carry its caption (the label of the figure) as alternative text."""
+class Picture:
+    """A notebook's picture of a figure: with a caption (the figure's label) HTML, else a PNG.
 
-    draw: Callable[[Figure], str]  # the picture as base64
+    In HTML the caption is its alternative text: of a PNG neither JupyterLab nor what nbconvert
+    exports has one, whatever an output's metadata say. Both would make notebooks twice as large.
+    """
 
-    def __call__(self, fig: Figure) -> tuple[str, dict[str, str]] | str:
-        text = fig.get_label()
-        return (self.draw(fig), {"alt": text}) if text else self.draw(fig)
+    draw: Callable[
+        [Figure], str | tuple[str, dict]
+    ]  # base64, and the size of one drawn twice so fine
+
+    def __call__(self, fig: Figure) -> str | tuple[str, dict] | None:
+        return None if fig.get_label() else self.draw(fig)
+
+    def html(self, fig: Figure) -> str | None:
+        """The captioned one."""
+        if not fig.get_label():
+            return None
+        drawn = self.draw(fig)
+        data, size = drawn if isinstance(drawn, tuple) else (drawn, {})
+        shape = "".join(f' {side}="{pixels}"' for side, pixels in size.items())
+        return f'<img alt="{escape(fig.get_label())}"{shape} src="data:image/png;base64,{data}">'
 
 
 def band(ax: Axes, table: pd.DataFrame, x: str, y: str, alpha: float = 0.15, **look) -> None:

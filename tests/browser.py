@@ -144,7 +144,7 @@ class Explorer:
     """What a visitor does with the explorer on a page."""
 
     def __init__(self, page):
-        self.page, self.changes = page, 0
+        self.page = page
         page.wait_for_selector('.kvx[data-state="done"]')
         self.root = page.locator(".kvx")
         self.root.evaluate("root => root.scrollIntoView()")
@@ -178,7 +178,6 @@ class Explorer:
         slider.focus()
         for _ in range(times):
             self.page.keyboard.press(key)
-            self.changes += 1
         if settle:
             self.settle()
 
@@ -188,12 +187,16 @@ class Explorer:
         box.select_text()
         self.page.keyboard.type(value)
         self.page.keyboard.press("Enter")
-        self.changes += 1
+
+    @property
+    def asked(self) -> int:
+        """Number of the last change: a key at the end of a slider makes none."""
+        return int(self.root.get_attribute("data-asked"))
 
     def settle(self) -> None:
         """Wait till all is shown that was asked for."""
         script = "n => Number(document.querySelector('.kvx').dataset.settled) >= n"
-        self.page.wait_for_function(script, arg=self.changes)
+        self.page.wait_for_function(script, arg=self.asked)
 
     def ppl(self, name: str) -> float:
         """The perplexity that is shown for a line."""

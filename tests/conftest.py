@@ -19,6 +19,8 @@ import pytest
 
 from lib.paths import ROOT
 
+pytest.register_assert_rewrite("explorer_visits")  # what fails there is told as in a test
+
 PARAMETERS = """\
 cache: int = 64  # tokens kept [1..1024]
 model: str = "reference"  # a model's name

@@ -1,9 +1,15 @@
 """Looks and names of methods, and what the helpers of figures draw."""
 
+from functools import partial
+
 import matplotlib.pyplot as plt
+import nbformat
 import pandas as pd
+from bs4 import BeautifulSoup
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.pylabtools import print_figure
 from matplotlib.figure import Figure
+from nbconvert import HTMLExporter
 
 from lib.compressors import ROWS, list_methods
 from lib.names import display_name
@@ -78,12 +84,23 @@ def test_labels_at_line_ends_do_not_overlap():
 def test_a_notebooks_picture_has_its_caption_as_alternative_text(monkeypatch, tmp_path):
     monkeypatch.setenv("KVLAB_RESULTS", str(tmp_path))
     shell = InteractiveShell.instance()
+    format = shell.display_formatter.format
     pictures = shell.display_formatter.formatters["image/png"]
-    pictures.for_type(Figure, lambda fig: "drawn")
+    pictures.for_type(Figure, partial(print_figure, base64=True))
     for _ in range(2):  # a cell may be run again
         use_style()
     fig, _ = subplots()
-    assert pictures(fig) == "drawn"
-    save_figure(fig, "some", "A curve.\n It rises.")
-    assert pictures(fig) == ("drawn", {"alt": "A curve. It rises."})
+    plain, _ = format(fig)
+    assert plain.keys() == {"text/plain", "image/png"}
+    save_figure(fig, "some", 'A "curve".\n It rises.')
+    captioned, _ = format(fig)
+    assert captioned.keys() == {"text/plain", "text/html"}  # the picture once
+    cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", captioned)])
+    for template in ("lab", "classic"):
+        page, _ = HTMLExporter(template_name=template).from_notebook_node(
+            nbformat.v4.new_notebook(cells=[cell])
+        )
+        (shown,) = BeautifulSoup(page, "html.parser").find_all("img")
+        assert shown["alt"] == 'A "curve". It rises.'
+        assert shown["src"].startswith("data:image/png;base64,iVBOR")
     InteractiveShell.clear_instance()

@@ -46,7 +46,7 @@ def save_figure(fig: Figure, name: str, caption: str = "") -> None:
     """Write `figures/<name>.png` and `.svg`, with the run in small print below the figure.
 
     Their metadata hold, as JSON in `Description`, what made them, times and rates aside. The
-    caption is the figure's alternative text where a notebook shows it.
+    caption is the figure's alternative text where a notebook shows it (`lib.plots.Picture`).
     """
     folder, caption = results_dir() / "figures", " ".join(caption.split())
     made = entry(caption)

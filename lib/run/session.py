@@ -23,7 +23,8 @@ from . import params
 LIB = ROOT / "lib"
 # pictures are white; in a dark theme they are turned, hues kept
 DARK = """<style>
-body[data-jp-theme-light="false"] .jp-RenderedImage img, body.vscode-dark .output img
+body[data-jp-theme-light="false"] :is(.jp-RenderedImage, .jp-RenderedHTML) > img,
+body.vscode-dark .output img
 { filter: invert(0.88) hue-rotate(180deg); }
 </style>"""
 TOLD = (ValueError, OSError)  # how lib refuses a value, and says what is missing

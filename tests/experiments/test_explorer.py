@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from reference import cached_model, tiny_ids
 
 import lib
@@ -20,6 +21,7 @@ from lib.measure.limits import decoding_work
 from lib.measure.machine import Machine
 from lib.measure.rows import at_budget
 from lib.measure.stats import log_edges, mean_ci
+from lib.plots import use_style
 
 IDS = tiny_ids(300)
 MACHINE = Machine(bandwidth=1e9, gemm=1e10)
@@ -319,7 +321,7 @@ def test_stopping(page):
     assert page.wait()["status"]["state"] == "stopped"
 
 
-@pytest.mark.parametrize("wrong", [{"layer": 99}, {"step": 9999}, {"head": -1}])
+@pytest.mark.parametrize("wrong", [{"layer": 99}, {"step": 9999}, {"head": 99}])
 def test_a_wrong_value_while_lines_grow_ends_nothing(page, wrong):
     there, go = held(page)
     page.set(method="tova")
@@ -435,6 +437,10 @@ def test_a_load_that_is_stopped_is_taken_back_before_it_ends(page, session, monk
     monkeypatch.setattr(widget, "load_model", slow)
     page.set(model="large")
     assert there.wait(10)
+    page.set(recent_size=24)  # not shown, so not ready
+    page._on_message(page, {"do": "stop"}, [])
+    assert (page.controls["model"], page.views["status"]["state"]) == ("tiny", "stopped")
+    page.set(recent_size=28, model="large")
     page._on_message(page, {"do": "stop"}, [])
     assert (page.controls["model"], page.views["status"]["state"]) == ("tiny", "done")
     page.set(recent_size=20)  # what is there is explored meanwhile
@@ -551,13 +557,19 @@ def test_headless_there_is_a_sentence_and_nothing_runs(session, monkeypatch):
 
 
 def test_the_figure_and_the_table(session):
+    use_style()
     fig = figure.draw(session, SETTING, 200, 1, 0, MACHINE)
     titles = [ax.get_title() or ax.get_title("left") for ax in fig.axes]
-    assert titles[1].startswith("Mean PPL: dense ")
+    told = titles[1].replace("\N{NO-BREAK SPACE}", " ")
+    assert told.startswith("Loss by position, mean PPL: dense: ")
+    assert "chosen / window: " in told
+    fig.draw_without_rendering()
+    (title,) = fig.axes[1].findobj(lambda x: isinstance(x, Text) and x.get_text() == titles[1])
+    assert title.get_window_extent().x1 <= fig.axes[1].bbox.x1  # no wider than its panel
     assert titles[2].startswith("Attention of token 200, layer 1, head 0")
     (boxed,) = [patch for patch in fig.axes[0].patches if not patch.get_fill()]
     assert (boxed.get_width(), boxed.get_y()) == (1, pytest.approx(2 + 0.35 - 0.5))
-    bars = [bar.get_height() for bar in fig.axes[2].patches]
+    bars = [line[1, 1] for line in fig.axes[2].collections[0].get_segments()]
     assert bars == pytest.approx(session.look(SETTING, 200).of(1, 0)[1])
     table = figure.table(session, SETTING).set_index("method")
     assert list(table.index) == ["baseline", "recent_only_32", "streaming_32"]
@@ -606,6 +618,15 @@ def test_texts_begin_where_they_are_asked_to(monkeypatch):
     with pytest.raises(ValueError, match="no more than the text's 200 tokens"):
         text_tokens(Letters(), "docs", "", 150, 100)
     assert list(text_errors(" ", "", -1, 10)) == ["text", "offset", "seq_len"]
+
+
+def test_a_text_that_is_too_short_is_told_in_the_words_of_the_page(page, monkeypatch):
+    monkeypatch.setattr(
+        "lib.experiments.explorer.text.load_tokens", lambda *_: torch.arange(min(_[2], 200))
+    )
+    page.set(text="some.txt", seq_len=250)
+    told = "length=250: allowed is from 0 on, no more than the text's 200 tokens"
+    assert page.wait()["errors"] == {"text": told}
 
 
 def test_wrong_parameters_are_refused_in_one_sentence(session):

@@ -1,5 +1,7 @@
 """The explorer's views drawn once, for pages without a kernel, and its table."""
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 import torch
@@ -26,10 +28,11 @@ from lib.plots import (
 
 from . import views
 from .session import Session
-from .setting import DENSE, Setting
+from .setting import DENSE, Setting, lines_of
 from .writing import TEMPERATURE, write
 
 COLUMNS, LINES = 118, 9  # characters a line; lines around the step
+TITLE = 80  # characters a line of a small title
 
 
 def compared(setting: Setting) -> dict[str, Setting]:
@@ -148,31 +151,38 @@ def _draw_loss(ax: Axes, session: Session, setting: Setting, step: int) -> None:
         ax.plot(x, curve["y"], color=color, label=line.label, marker=style.marker, ms=4)
         low, high = (np.array(curve[end], dtype=float) for end in ("low", "high"))
         ax.fill_between(x, low, high, color=color, alpha=0.13, lw=0)
-        told.append(f"{line.label} {_interval(curve['ppl'])}")
+        told.append(f"{line.label}: {_interval(curve['ppl'])}")
     mark(ax, setting.budget, "cache full")
     mark(ax, step, "step")
     ax.set_xscale("log", base=2)
     thousands(ax.xaxis)
     ax.set_xlabel("position (tokens; bands: 95% over 16 stretches of each span)")
     ax.set_ylabel("NLL (nats)")
-    ax.set_title("Mean PPL: " + ", ".join(told), fontsize=9)
+    nll = {name: session.nll(line) for name, line in lines_of(setting).items()}
+    told += [f"chosen / {x}: {_interval(ratio, 2)}" for x, ratio in views.ratios(nll).items()]
+    told = [x.replace(" ", "\N{NO-BREAK SPACE}") for x in told]  # a new line only between them
+    title = textwrap.fill("Loss by position, mean PPL: " + "; ".join(told), TITLE)
+    ax.set_title(title, fontsize=9)
     low, high = ax.get_ylim()
     ax.set_ylim(low - 0.3 * (high - low), high + 0.1 * (high - low))  # the legend's place, marks'
     ax.legend(loc="lower left", ncols=3, fontsize=8)
 
 
-def _interval(ppl: list[float | None]) -> str:
+def _interval(spread: list[float | None], digits: int = 1) -> str:
     """21.3 (14.2 to 31.2), or the number alone where there is no interval."""
-    return "{:.1f} ({:.1f} to {:.1f})".format(*ppl) if None not in ppl else f"{ppl[0]:.1f}"
+    number, *ends = (None if x is None else f"{x:.{digits}f}" for x in spread)
+    return f"{number} ({ends[0]} to {ends[1]})" if None not in ends else number
 
 
 def _draw_attention(ax: Axes, shown: dict) -> None:
     tokens, weights = shown["tokens"], shown["weights"]
     colors = [BLUE if token < shown["sinks"] else VERMILLION for token in tokens]
-    ax.bar(range(len(tokens)), weights, width=0.9, color=colors)
+    wide = max(1.2, 400 / len(tokens))  # points: lines, since bars of many tokens can't be seen
+    ax.vlines(range(len(tokens)), 0, weights, colors, linewidth=wide)
+    ax.set_ylim(0)
     places = np.unique(np.linspace(0, len(tokens) - 1, 6).astype(int))
     ax.set_xticks(places, [f"{tokens[place]:,}" for place in places])
-    ax.set_xlim(-1, len(tokens))
+    ax.margins(x=0.015)
     ax.grid(False, axis="x")
     ax.set_xlabel("cached tokens, in order (labels: place in the text)")
     ax.set_ylabel("attention")

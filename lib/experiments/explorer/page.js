@@ -31,11 +31,13 @@ function render({ model, el }) {
   const root = h("div", { class: "kvx", role: "group", "aria-label": "Explorer" });
   const state = { seq: model.get("controls").seq ?? 0, pressed: {}, times: [], log: null, heard: performance.now() };
   const fields = {};
+  root.dataset.asked = state.seq; // number of the last change, for tests
 
   // --- what is said to the kernel -------------------------------------------------------------
   const change = (values) => {
     state.seq += 1;
     state.pressed[state.seq] = performance.now();
+    root.dataset.asked = state.seq;
     model.set("controls", { ...model.get("controls"), ...values, seq: state.seq });
     model.save_changes();
     setTimeout(redraw, PATIENCE + 50);
@@ -136,12 +138,12 @@ function render({ model, el }) {
       h("button", { onclick: () => ask("unpin"), title: "drop the pinned lines" }, "clear"),
       h("button", { onclick: () => ask("write"), title: "the model goes on from the step: dense, window and chosen" }, "write"),
       h("button", { onclick: () => ask("stop"), title: "stop computing or writing (Escape)" }, "stop")),
-    place("reading", "div", { class: "reading" }),
     h("h4", {}, "Text", keys),
     place("first", "div", { class: "strip first", "aria-label": "first tokens" }),
     place("strip", "div", { class: "strip rest", tabindex: 0, "aria-label": "text around the step" }),
+    place("reading", "div", { class: "reading" }),
     h("div", { class: "two" },
-      h("div", {}, place("lossTitle", "h4"), place("loss", "div", { role: "img" })),
+      h("div", {}, h("h4", {}, h("small", {}, "nats per token, by position")), place("loss", "div", { role: "img" })),
       h("div", {}, place("attentionTitle", "h4"), place("attention", "div", { role: "img" })),
       h("div", {}, h("h4", {}, "Cost ", h("small", {}, "of the cache at the step, and the most tokens/s it allows here")), place("cost", "table")),
       h("div", {}, place("shareTitle", "h4"), place("share", "div", { role: "img" }))),
@@ -152,10 +154,10 @@ function render({ model, el }) {
     view[name].append(line, h("button", { onclick: () => { line.select(); (navigator.clipboard?.writeText(line.value) ?? Promise.reject()).catch(() => document.execCommand("copy")); } }, "copy"));
   }
 
-  function chart(width, height, xs, ys, body, { xLabel = "", yLabel = "", xTicks, yTicks }) {
+  function chart(width, height, xs, ys, body, { xLabel, xTicks, yTicks }) {
     const lines = yTicks.map((y) => `<line class="grid" x1="34" x2="${width - 6}" y1="${ys(y)}" y2="${ys(y)}"/><text x="30" y="${ys(y) + 4}" text-anchor="end">${+y.toPrecision(3)}</text>`);
     const marks = xTicks.map(([x, text]) => `<text x="${xs(x)}" y="${height - 17}" text-anchor="middle">${text}</text>`);
-    return `<svg viewBox="0 0 ${width} ${height}" aria-hidden="true">${lines.join("")}${marks.join("")}<line class="axis" x1="34" x2="${width - 6}" y1="${height - 30}" y2="${height - 30}"/>${body}<text x="${width / 2}" y="${height - 3}" text-anchor="middle">${xLabel}</text><text x="0" y="9">${yLabel}</text></svg>`;
+    return `<svg viewBox="0 0 ${width} ${height}" aria-hidden="true">${lines.join("")}${marks.join("")}<line class="axis" x1="34" x2="${width - 6}" y1="${height - 30}" y2="${height - 30}"/>${body}<text x="${width / 2}" y="${height - 3}" text-anchor="middle">${xLabel}</text></svg>`;
   }
   const ticks = (low, high, most = 5) => {
     const rough = (high - low) / most || 1, power = 10 ** Math.floor(Math.log10(rough));
@@ -165,11 +167,11 @@ function render({ model, el }) {
   };
 
   function drawLoss({ curves = {}, pins = [], ratios = {} }) {
-    const W = Math.max(300, view.loss.clientWidth || 520), H = 140;
+    const W = Math.max(300, view.loss.clientWidth || 520), H = 132;
     const drawn = [...pins.map((curve, i) => [curve, ["--pin", "2 3", i + 1]]), ...["dense", "window", "chosen"].filter((x) => curves[x]).map((x) => [curves[x], LOOKS[x]])];
     const all = drawn.flatMap(([curve]) => [...curve.y, ...curve.low, ...curve.high]).filter((x) => x != null);
     const low = Math.min(...all, 1), high = Math.max(...all, 2), last = Math.max(64, choices().length - 1);
-    const xs = (x) => 34 + ((W - 40) * Math.log2(Math.max(x, 16) / 16)) / Math.log2(last / 16), ys = (y) => 14 + ((H - 44) * (high - y)) / (high - low);
+    const xs = (x) => 34 + ((W - 40) * Math.log2(Math.max(x, 16) / 16)) / Math.log2(last / 16), ys = (y) => 6 + ((H - 36) * (high - y)) / (high - low);
     const path = (curve, column) => curve.x.map((x, i) => `${xs(x).toFixed(1)},${ys(curve[column][i] ?? curve.y[i]).toFixed(1)}`);
     const body = drawn.map(([curve, [color, dash, number]]) => {
       const own = `style="stroke:var(${color})" stroke-dasharray="${dash}" fill="none" stroke-width="2"`;
@@ -179,20 +181,19 @@ function render({ model, el }) {
       return `<polygon points="${[...path(curve, "low"), ...path(curve, "high").reverse()].join(" ")}" style="fill:var(${color})" opacity=".13"/><polyline points="${path(curve, "y").join(" ")}" ${own}/>${dots}${end}`;
     });
     const step = model.get("controls").step, budget = sinks() + model.get("controls").recent_size;
-    const vertical = (x, text, y) => `<line class="axis" x1="${xs(x)}" x2="${xs(x)}" y1="14" y2="${H - 30}" stroke-dasharray="1 3"/><text x="${xs(x) + 3}" y="${y}">${text}</text>`;
+    const vertical = (x, text, y) => `<line class="axis" x1="${xs(x)}" x2="${xs(x)}" y1="6" y2="${H - 30}" stroke-dasharray="1 3"/><text x="${xs(x) + 3}" y="${y}">${text}</text>`;
     body.push(vertical(step, "step", H - 34), budget < last ? vertical(budget, "cache full", H - 46) : "");
     const xTicks = []; for (let x = 16; x <= last; x *= 4) xTicks.push([x, count(x)]);
-    view.loss.innerHTML = chart(W, H, xs, ys, body.join(""), { xLabel: "position (tokens; bands: 95% over 16 stretches of each span)", yLabel: "", xTicks, yTicks: ticks(low, high) });
-    view.lossTitle.innerHTML = "Loss by position <small>nats per token</small>";
+    view.loss.innerHTML = chart(W, H, xs, ys, body.join(""), { xLabel: "position (tokens; bands: 95% over 16 stretches of each span)", xTicks, yTicks: ticks(low, high) });
     const told = ["dense", "window", "chosen"].filter((x) => curves[x]).map((name) => {
       const { label, ppl, done, total } = curves[name], [color, dash] = LOOKS[name];
-      return `<span data-line-of="${name}"><svg viewBox="0 0 26 8" style="display:inline-block;width:26px;height:8px"><line x1="0" x2="26" y1="4" y2="4" style="stroke:var(${color})" stroke-width="2.5" stroke-dasharray="${dash}"/>${name === "chosen" ? `<circle cx="13" cy="4" r="3" style="fill:var(${color})"/>` : ""}</svg> ${escape(label)}: PPL <b>${interval(ppl)}</b>${done < total ? ` <small>first ${count(done)} tokens</small>` : ""}</span>`;
+      return `<span data-line-of="${name}"><svg viewBox="0 0 26 8" style="display:inline-block;width:26px;height:8px"><line x1="0" x2="26" y1="4" y2="4" style="stroke:var(${color})" stroke-width="2.5" stroke-dasharray="${dash}"/>${name === "chosen" ? `<circle cx="13" cy="4" r="3" style="fill:var(${color})"/>` : ""}</svg> ${escape(label)}: <b>${interval(ppl)}</b>${done < total ? ` <small>first ${count(done)} tokens</small>` : ""}</span>`;
     });
-    told.push(...pins.map(({ label, ppl }, i) => `<span>┈┈ ${i + 1} ${escape(label)}: PPL <b>${interval(ppl)}</b> <small>pinned</small></span>`));
+    told.push(...pins.map(({ label, ppl }, i) => `<span>┈┈ ${i + 1} ${escape(label)}: <b>${interval(ppl)}</b> <small>pinned</small></span>`));
     for (const [name, value] of Object.entries(ratios)) told.push(`<span>chosen / ${name}: <b>${interval(value)}</b></span>`);
-    view.reading.innerHTML = told.join("");
-    view.reading.title = "mean perplexity with its 95% interval; ratios are paired over 16 stretches of the text";
-    view.loss.setAttribute("aria-label", "Loss by position. " + view.reading.textContent);
+    view.reading.innerHTML = `<h4>Loss by position, mean PPL:</h4>${told.join("")}`;
+    view.reading.title = "mean perplexity with its 95% interval; ratios of it are paired over 16 stretches of the text";
+    view.loss.setAttribute("aria-label", [...view.reading.children].map((part) => part.textContent.trim()).join("; "));
   }
 
   function drawStrip(attention) {
@@ -212,26 +213,27 @@ function render({ model, el }) {
     view.strip.innerHTML = (from > 16 ? "… " : "") + span(from, step + 240) + (step + 240 < pieces.length ? " …" : "");
     view.strip.classList.toggle("old", !!attention?.old);
     const now = view.strip.querySelector(".now");
-    view.strip.scrollTop = now ? now.offsetTop - view.strip.clientHeight + 34 : 0;
+    const line = parseFloat(getComputedStyle(view.strip).lineHeight); // whole lines, the third the step's
+    view.strip.scrollTop = now ? line * (Math.round(now.offsetTop / line) - 2) : 0;
   }
 
   function drawAttention(attention) {
     if (!attention) return;
-    const W = Math.max(300, view.attention.clientWidth || 520), H = 140, { tokens, weights, sinks, old } = attention, n = tokens.length;
-    const high = weights ? Math.max(...weights, 0.01) : 1, xs = (i) => 34 + ((W - 40) * i) / Math.max(n, 1), ys = (y) => 14 + ((H - 44) * (high - y)) / high;
+    const W = Math.max(300, view.attention.clientWidth || 520), H = 132, { tokens, weights, sinks, old } = attention, n = tokens.length;
+    const high = weights ? Math.max(...weights, 0.01) : 1, xs = (i) => 34 + ((W - 40) * i) / Math.max(n, 1), ys = (y) => 6 + ((H - 36) * (high - y)) / high;
     const wide = Math.max(1, (W - 40) / n - 0.4);
     const bars = (weights ?? []).map((w, i) => `<rect x="${xs(i).toFixed(1)}" y="${ys(w).toFixed(1)}" width="${wide.toFixed(1)}" height="${(H - 30 - ys(w)).toFixed(1)}" style="fill:var(${tokens[i] < sinks ? "--chosen" : "--window"})"><title>token ${tokens[i]}: ${(100 * w).toFixed(1)}%</title></rect>`);
-    if (sinks) bars.push(`<line x1="${xs(sinks)}" x2="${xs(sinks)}" y1="14" y2="${H - 30}" class="axis" stroke-dasharray="2 2"/><text x="${xs(sinks) + 3}" y="22">◂ sinks</text>`);
+    if (sinks) bars.push(`<line x1="${xs(sinks)}" x2="${xs(sinks)}" y1="6" y2="${H - 30}" class="axis" stroke-dasharray="2 2"/><text x="${xs(sinks) + 3}" y="15">◂ sinks</text>`);
     const at = [0, 0.25, 0.5, 0.75, 1].map((x) => Math.round(x * (n - 1))).filter((x, i, all) => x >= 0 && all.indexOf(x) === i && xs(x) < W - 12);
     view.attention.innerHTML = chart(W, H, xs, ys, bars.join(""), { xLabel: "cached tokens, in order (labels: place in the text)", xTicks: at.map((i) => [i, count(tokens[i])]), yTicks: ticks(0, high, 4) });
     view.attention.classList.toggle("old", !!old || !weights);
-    view.attentionTitle.innerHTML = `Attention of token ${count(attention.step)} <small>layer ${attention.layer}, head ${attention.head}, over ${count(n)} tokens it sees${weights && !old ? "" : " (computing)"}</small>`;
+    view.attentionTitle.innerHTML = `Attention of token ${count(attention.step)} <small>layer ${attention.layer}, head ${attention.head}, ${weights && !old ? `over ${count(n)} tokens it sees` : "computing"}</small>`;
     view.attention.setAttribute("aria-label", view.attentionTitle.textContent);
     const shares = attention.shares ?? [], w = (W - 40) / Math.max(shares.length, 1);
     const share = shares.map((x, i) => `<g data-layer="${i}" style="cursor:pointer"><rect x="${34 + i * w + 1}" width="${w - 2}" y="8" height="52" fill="transparent"/><rect x="${34 + i * w + 1}" y="${60 - 48 * x}" width="${w - 2}" height="${48 * x}" style="fill:var(--chosen)" stroke="currentColor" stroke-width="${i === attention.layer ? 2 : 0}"/>${w > 24 ? `<text x="${34 + (i + 0.5) * w}" y="${Math.max(9, 57 - 48 * x)}" text-anchor="middle">${Math.round(100 * x)}%</text>` : ""}${w > 12 || i % 5 === 0 ? `<text x="${34 + (i + 0.5) * w}" y="73" text-anchor="middle">${i}</text>` : ""}</g>`);
     view.share.innerHTML = `<svg viewBox="0 0 ${W} 76" aria-hidden="true">${share.join("")}<line class="axis" x1="34" x2="${W - 6}" y1="60" y2="60"/></svg>`;
     view.share.querySelectorAll("[data-layer]").forEach((bar) => bar.addEventListener("click", () => change({ layer: Number(bar.dataset.layer) })));
-    view.shareTitle.innerHTML = `Share on the ${sinks ? `${sinks} sinks` : `text's first ${attention.first} tokens`} <small>by layer, mean over heads; click to choose</small>`;
+    view.shareTitle.innerHTML = `Share on the ${sinks ? `${sinks} sinks` : `text's first ${attention.first} tokens`} <small>by layer (click), mean of heads</small>`;
     view.share.setAttribute("aria-label", `${view.shareTitle.textContent}: ${shares.map((x) => `${Math.round(100 * x)}%`).join(", ")}`);
   }
 
@@ -260,7 +262,7 @@ function render({ model, el }) {
     const silent = busy && performance.now() - state.heard > SILENCE;
     root.classList.toggle("silent", silent);
     root.classList.toggle("late", late);
-    view.status.replaceChildren(late ? "⏳ waiting for the kernel: what is shown is older than the controls" : wrong ? "⚠ what is shown is the last setting that is allowed" : `${words[kind] ?? ""}${kind === "done" && text ? ":" : ""} ${text ?? ""}${silent ? " – no sign from the kernel for a while: what is shown may be unfinished" : ""}`);
+    view.status.replaceChildren(late ? "⚠ waiting for the kernel: what is shown is older than the controls" : wrong ? "⚠ what is shown is the last setting that is allowed" : `${words[kind] ?? ""}${kind === "done" && text ? ":" : ""} ${text ?? ""}${silent ? " – no sign from the kernel for a while: what is shown may be unfinished" : ""}`);
     clearTimeout(state.listening);
     if (busy && !silent) state.listening = setTimeout(redraw, state.heard + SILENCE + 50 - performance.now());
     if (busy) view.status.prepend(h("progress", { ...(total ? { max: total, value: done } : {}), "aria-label": "progress" }));

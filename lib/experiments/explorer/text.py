@@ -25,11 +25,13 @@ def text_errors(text: str, typed: str, offset: int, seq_len: int) -> dict[str, s
     return found
 
 
-def text_tokens(tokenizer, text: str, typed: str, offset: int, seq_len: int) -> torch.LongTensor:
+def text_tokens(
+    tokenizer, text: str, typed: str, offset: int, seq_len: int, named: str = "seq_len"
+) -> torch.LongTensor:
     """Exactly `seq_len` tokens (T,) of a text from the token `offset` on, or all that was typed.
 
     A text begins as the tokenizer begins it, wherever it begins. ValueError on one that is too
-    short or, typed, too long; OSError where none can be read.
+    short or, typed, too long; OSError where none can be read. `named` is what `seq_len` is called.
     """
     if text == TYPED:
         tokens = torch.tensor(tokenizer(typed, verbose=False).input_ids, dtype=torch.long)
@@ -38,7 +40,7 @@ def text_tokens(tokenizer, text: str, typed: str, offset: int, seq_len: int) -> 
         return tokens
     tokens = load_tokens(text, tokenizer, offset + seq_len)
     needed = f"from {offset:,} on, no more than the text's {len(tokens):,} tokens"
-    require(len(tokens) == offset + seq_len, "seq_len", seq_len, needed)
+    require(len(tokens) == offset + seq_len, named, seq_len, needed)
     piece = tokens[offset:].clone()
     if tokens[0] == tokenizer.bos_token_id:
         piece[0] = tokens[0]

@@ -192,7 +192,7 @@ class ExplorerWidget(Page):
             yield
             model, tokenizer = loaded
             part = "typed" if of_text[0] == TYPED else "text"
-            tokens = text_tokens(tokenizer, *of_text)
+            tokens = text_tokens(tokenizer, *of_text, named="length")
             session = Session(model, tokenizer, tokens)
         except (ValueError, OSError) as error:
             if wanted == self._of_text():
@@ -222,8 +222,8 @@ class ExplorerWidget(Page):
         yield from ()
 
     def _rest(self) -> None:
-        """Nothing is computed any more: say whether all is there."""
-        whole = self._whole()
+        """Nothing is computed any more: say whether all is there, and shown."""
+        whole = self._begun_with == self.setting and self._whole()
         self._status("done" if whole else "stopped", self._moved if whole else "")
 
     def _write(self) -> Iterator[None]:
