@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from .names import display_name, interval_of, method_of
+from .paths import headless
 
 # Okabe and Ito's colours, safe for the colour-blind; their yellow is too pale for lines
 BLACK, ORANGE, SKY, GREEN = "#222222", "#E69F00", "#56B4E9", "#009E73"
@@ -130,27 +131,35 @@ def use_style() -> None:
 
 @dataclass(frozen=True)
 class Picture:
-    """A notebook's picture of a figure: with a caption (the figure's label) HTML, else a PNG.
+    """A notebook's picture of a figure, with its caption (the label) as alternative text.
 
-    In HTML the caption is its alternative text: of a PNG neither JupyterLab nor what nbconvert
-    exports has one, whatever an output's metadata say. Both would make notebooks twice as large.
+    For who looks on it is HTML, since neither JupyterLab nor what nbconvert exports reads the
+    alternative text of a PNG. An executed copy has the PNG, which every viewer of notebooks shows,
+    and the text beside it. Both at once would make notebooks twice as large.
     """
 
-    draw: Callable[
-        [Figure], str | tuple[str, dict]
-    ]  # base64, and the size of one drawn twice so fine
+    draw: Callable[[Figure], str | tuple[str, dict]]  # base64, and the size of a fine one
 
-    def __call__(self, fig: Figure) -> str | tuple[str, dict] | None:
-        return None if fig.get_label() else self.draw(fig)
+    def __call__(self, fig: Figure) -> tuple[str, dict] | None:
+        """The PNG, in base64, and its metadata."""
+        text = fig.get_label()
+        if text and not headless():
+            return None
+        data, size = self._drawn(fig)
+        return data, size | ({"alt": text} if text else {})
 
     def html(self, fig: Figure) -> str | None:
-        """The captioned one."""
-        if not fig.get_label():
+        """The HTML."""
+        text = fig.get_label()
+        if not text or headless():
             return None
-        drawn = self.draw(fig)
-        data, size = drawn if isinstance(drawn, tuple) else (drawn, {})
+        data, size = self._drawn(fig)
         shape = "".join(f' {side}="{pixels}"' for side, pixels in size.items())
-        return f'<img alt="{escape(fig.get_label())}"{shape} src="data:image/png;base64,{data}">'
+        return f'<img alt="{escape(text)}"{shape} src="data:image/png;base64,{data}">'
+
+    def _drawn(self, fig: Figure) -> tuple[str, dict]:
+        drawn = self.draw(fig)
+        return drawn if isinstance(drawn, tuple) else (drawn, {})
 
 
 def band(ax: Axes, table: pd.DataFrame, x: str, y: str, alpha: float = 0.15, **look) -> None:

@@ -83,6 +83,7 @@ def test_labels_at_line_ends_do_not_overlap():
 
 def test_a_notebooks_picture_has_its_caption_as_alternative_text(monkeypatch, tmp_path):
     monkeypatch.setenv("KVLAB_RESULTS", str(tmp_path))
+    monkeypatch.delenv("KVLAB_NOTEBOOK", raising=False)
     shell = InteractiveShell.instance()
     format = shell.display_formatter.format
     pictures = shell.display_formatter.formatters["image/png"]
@@ -103,4 +104,8 @@ def test_a_notebooks_picture_has_its_caption_as_alternative_text(monkeypatch, tm
         (shown,) = BeautifulSoup(page, "html.parser").find_all("img")
         assert shown["alt"] == 'A "curve". It rises.'
         assert shown["src"].startswith("data:image/png;base64,iVBOR")
+    monkeypatch.setenv("KVLAB_NOTEBOOK", "00_some")  # an executed copy
+    drawn, metadata = format(fig)
+    assert drawn.keys() == plain.keys()
+    assert metadata["image/png"]["alt"] == 'A "curve". It rises.'
     InteractiveShell.clear_instance()
