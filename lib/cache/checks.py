@@ -124,13 +124,13 @@ def check_method(
     require(fixed or not buffer, "buffer", buffer, "0 for a method without a fixed budget")
 
 
-def check_output_attentions(wanted: bool, ours: bool, masked: bool) -> None:
-    """Refuse `output_attentions` where our attention gives no weights, or masked slots too many."""
+def check_output_attentions(wanted: bool, ours: bool) -> None:
+    """Refuse `output_attentions` where `ours` gives no weights, or those of slots too many."""
     what = (
-        "False where old tokens leave within a step, where attention is scored, in a static cache "
-        "and with padding: give the prompt in pieces that fit the cache, without padding"
+        "False where old tokens leave within a step, where attention is scored and in a static "
+        "cache: give the prompt in pieces that fit the cache"
     )
-    require(not (wanted and (ours or masked)), "output_attentions", wanted, what)
+    require(not (wanted and ours), "output_attentions", wanted, what)
 
 
 def check_takes_masks(attention: str) -> None:

@@ -62,6 +62,13 @@ class WindowStore(Slots):
             layer.shorten(step)
         self.stale = True
 
+    def lost(self, n: int, seen: int, device) -> torch.Tensor | None:
+        """For rows with pads that hold everything after `n` tokens more: a step's `lost`."""
+        if self.pads is None or seen + n > self.budget + self.buffer:
+            return None
+        gone = torch.arange(seen - min(seen, self.recent_size + self.buffer), device=device)
+        return self.own(gone).clamp(min=0)
+
     def is_plain(self, n: int, seen: int) -> bool:
         """Whether `n` tokens more see everything before them, so that any attention will do."""
         fits = self.pads is None and seen + n <= self.budget + self.buffer

@@ -120,7 +120,16 @@ class WindowLayer(Layer):
         if self.static:
             return self.key_slots, self.value_slots
         used = slice(step.first, step.first + step.held + 1)
-        return self.key_slots[:, :, used], self.value_slots[:, :, used]
+        return self._seen(self.key_slots[:, :, used]), self._seen(self.value_slots[:, :, used])
+
+    def _seen(self, x: torch.Tensor) -> torch.Tensor:
+        """What attention is given of `x` (B, H, S, D), the sinks, the window and what is new."""
+        index = self.step.lost
+        if index is None:
+            return x
+        index = index.to(x.device)[:, None].expand(-1, x.shape[1], -1)
+        window = x[:, :, self.slots.start_size :]
+        return torch.cat((gather_tokens(x, index), window), dim=2)
 
     def _turned_sinks(self) -> torch.Tensor:
         """`rope.turn` in three operations, for it is done at every step."""
@@ -145,7 +154,7 @@ class WindowLayer(Layer):
         if self.recording and not step.dense:
             self._record(step, uncut)
         # padded rows have sinks twice in what is uncut
-        return (key_states, value_states) if step.dense else tuple(uncut)
+        return (key_states, value_states) if step.dense else tuple(map(self._seen, uncut))
 
     def _write(self, step: Step, uncut: list[torch.Tensor]) -> None:
         """Write what stays of `uncut` keys and values after `step` to the front of the buffer."""
