@@ -9,6 +9,8 @@ from lib.require import require, require_int
 POSITIONS = ("in_cache", "original")
 PREFILL = ("streamed", "dense")
 ALIBI = ("bloom", "mpt")
+# models that add to a token's embedding one of its kind; others make masks of the kinds
+ADDED_KINDS = ("gpt2", "gpt_bigcode", "bert")
 
 
 def check_config(config: PreTrainedConfig, compressor: Compressor, buffer: int) -> None:
@@ -84,12 +86,12 @@ def check_checkpointing(model) -> None:
     require(not dropped, "model.training", model.training, what)
 
 
-def check_text(given: dict) -> None:
+def check_text(model, given: dict) -> None:
     """Refuse what makes of some tokens more than text, with places or sight of their own."""
     for name in ("image_grid_thw", "video_grid_thw"):
         what = "None: pictures have positions of their own, which a stream doesn't keep"
         require(given.get(name) is None, name, "given", what)
-    kinds = given.get("token_type_ids")
+    kinds = None if model.config.model_type in ADDED_KINDS else given.get("token_type_ids")
     what = "None or zeros: tokens of a kind may see one another both ways"
     require(kinds is None or not bool(kinds.any()), "token_type_ids", "not zeros", what)
 
@@ -106,7 +108,7 @@ def check_positions(position_ids: torch.Tensor | None, own: torch.Tensor | int, 
     if not ok:
         what = (
             f"None, or the tokens' places in the text, of which {seen} are known (generate() wants "
-            "all of the text, or a mask over all of it)"
+            "all of the text, or a mask over all of it; reset() the cache before another text)"
         )
         require(False, "position_ids", position_ids.flatten()[:8].tolist(), what)
 
@@ -160,6 +162,11 @@ def new_pads(
     """
     if attention_mask is None:
         return None
+    what = (
+        "None or one tensor (batch, all of the text so far): masks by kinds of layers can't be kept"
+    )
+    kind = type(attention_mask).__name__
+    require(isinstance(attention_mask, torch.Tensor), "attention_mask", kind, what)
     if n == 1 and attention_mask.shape[1:] == (seen + 1,):  # every decoding step: few operations
         visible = attention_mask.bool()
         if bool(visible.all()) if known is None else _pads_are(visible, known):

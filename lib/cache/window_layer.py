@@ -32,6 +32,10 @@ class WindowLayer(Layer):
         return self.slots.used(self.get_seq_length())
 
     @property
+    def rows(self) -> int:
+        return self.key_slots.shape[0] if self.is_initialized else 0
+
+    @property
     def keys(self) -> torch.Tensor | None:
         """What is held, sinks in front, as the next token sees it: a copy, (B, H, T, D)."""
         return self._plain() if self.in_values else self._turned()
@@ -93,11 +97,7 @@ class WindowLayer(Layer):
         self.undoable = 0
 
     def take_tokens(self, key_states, value_states):
-        if not self.is_initialized or self.key_slots.shape[0] != key_states.shape[0]:
-            if self.step.seen > 0:
-                rows = self.key_slots.shape[0], key_states.shape[0]
-                raise ValueError(f"a cache of {rows[0]} rows was given {rows[1]} rows of tokens")
-            self.lazy_initialization(key_states, value_states)
+        self.make_room(key_states, value_states)
         if self.step.new_sinks is not None:
             self._keep_sinks(key_states, value_states)
         if self.step.n == 1:

@@ -69,6 +69,19 @@ def test_sight_both_ways_and_pictures_are_refused():
     model(torch.arange(5)[None], past_key_values=cache, token_type_ids=torch.zeros(1, 5))
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gpt_bigcode", "bert"])
+def test_kinds_of_tokens_that_are_only_embedded_are_kept(family):
+    model, ids = tiny(tiny_config(family)), distinct_ids(20)[None]
+    kinds = (torch.arange(20)[None] // 3) % 2
+    cache = CompressedCache(model, StreamingLLM(3, 20), positions="original")
+    with torch.no_grad():
+        expected = model(ids, token_type_ids=kinds).logits
+        assert (model(ids).logits - expected).abs().max() > 100 * ATOL
+        for i, j in ((0, 11), (11, 12), (12, 20)):
+            given = {"past_key_values": cache, "token_type_ids": kinds[:, i:j]}
+            assert (model(ids[:, i:j], **given).logits - expected[:, i:j]).abs().max() < ATOL
+
+
 @pytest.mark.parametrize("rotated", [[0, 0], [1, 0], [0, 1]])
 def test_layers_without_rotation_are_not_turned(rotated):
     model, ids = tiny(tiny_config("smollm3", no_rope_layers=rotated)), distinct_ids(40)
