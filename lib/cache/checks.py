@@ -9,6 +9,8 @@ from lib.require import require, require_int
 POSITIONS = ("in_cache", "original")
 PREFILL = ("streamed", "dense")
 ALIBI = ("bloom", "mpt")
+# models that add to a token's embedding one of its kind; others make masks of the kinds
+ADDED_KINDS = ("gpt2", "gpt_bigcode", "bert")
 
 
 def check_config(config: PreTrainedConfig, compressor: Compressor, buffer: int) -> None:
@@ -81,12 +83,12 @@ def check_checkpointing(model) -> None:
     require(not dropped, "model.training", model.training, what)
 
 
-def check_text(given: dict) -> None:
+def check_text(model, given: dict) -> None:
     """Refuse what makes of some tokens more than text, with places or sight of their own."""
     for name in ("image_grid_thw", "video_grid_thw"):
         what = "None: pictures have positions of their own, which a stream doesn't keep"
         require(given.get(name) is None, name, "given", what)
-    kinds = given.get("token_type_ids")
+    kinds = None if model.config.model_type in ADDED_KINDS else given.get("token_type_ids")
     what = "None or zeros: tokens of a kind may see one another both ways"
     require(kinds is None or not bool(kinds.any()), "token_type_ids", "not zeros", what)
 
@@ -103,7 +105,7 @@ def check_positions(position_ids: torch.Tensor | None, own: torch.Tensor | int, 
     if not ok:
         what = (
             f"None, or the tokens' places in the text, of which {seen} are known (generate() wants "
-            "all of the text, or a mask over all of it)"
+            "all of the text, or a mask over all of it; reset() the cache before another text)"
         )
         require(False, "position_ids", position_ids.flatten()[:8].tolist(), what)
 
@@ -121,13 +123,13 @@ def check_method(
     require(fixed or not buffer, "buffer", buffer, "0 for a method without a fixed budget")
 
 
-def check_output_attentions(wanted: bool, ours: bool, masked: bool) -> None:
-    """Refuse `output_attentions` where our attention gives no weights, or masked slots too many."""
+def check_output_attentions(wanted: bool, ours: bool) -> None:
+    """Refuse `output_attentions` where `ours` gives no weights, or those of slots too many."""
     what = (
-        "False where old tokens leave within a step, where attention is scored, in a static cache "
-        "and with padding: give the prompt in pieces that fit the cache, without padding"
+        "False where old tokens leave within a step, where attention is scored and in a static "
+        "cache: give the prompt in pieces that fit the cache"
     )
-    require(not (wanted and (ours or masked)), "output_attentions", wanted, what)
+    require(not (wanted and ours), "output_attentions", wanted, what)
 
 
 def check_takes_masks(attention: str) -> None:
@@ -157,6 +159,11 @@ def new_pads(
     """
     if attention_mask is None:
         return None
+    what = (
+        "None or one tensor (batch, all of the text so far): masks by kinds of layers can't be kept"
+    )
+    kind = type(attention_mask).__name__
+    require(isinstance(attention_mask, torch.Tensor), "attention_mask", kind, what)
     if n == 1 and attention_mask.shape[1:] == (seen + 1,):  # every decoding step: few operations
         visible = attention_mask.bool()
         if bool(visible.all()) if known is None else _pads_are(visible, known):

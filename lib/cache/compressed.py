@@ -33,7 +33,7 @@ from .hooks import attach, carrier, no_mask, transformers_model
 from .probe import cached_by, last_position, probe
 from .rope import find_rotations, unturned
 from .scattered import ScatteredStore
-from .step import Step, mask_of_one
+from .step import Step, mask_of_one, mask_of_text
 from .window import WindowStore
 
 # float32 angles lose precision with the position, so positions start again every so many tokens
@@ -167,12 +167,13 @@ class CompressedCache(Holding):
         self._take_pads(attention_mask, n, attention)
         check_positions(position_ids, self._places(n, device), self.seen)
         padded = self.store.pads is not None
-        ours = self.store.scored or not self.store.is_plain(n, self.seen)
-        check_output_attentions(weights, ours, padded or self.static)
+        lost = self.store.lost(n, self.seen, device) if weights and padded else None
+        ours = lost is None and (self.store.scored or not self.store.is_plain(n, self.seen))
+        check_output_attentions(weights, ours or self.static)
         self._midway = True
         self._rebase(n)
         step = self._begin(n, device)
-        self._midway = False
+        step.lost, self._midway = lost, False
         self.announced = self._position_ids(n, device)
         kwargs = {"past_key_values": self, "position_ids": self.announced}
         if ours:
@@ -180,6 +181,8 @@ class CompressedCache(Holding):
                 # a copy, so that no cycle of layers, step and layers keeps the cache in memory
                 step = replace(step, layers=self.layers)
             kwargs |= carrier(step, device, self.dtype)
+        elif lost is not None:
+            kwargs["attention_mask"] = mask_of_text(step, device, self.dtype)
         elif n == 1 and (padded or self.static):
             check_takes_masks(attention)
             size = self.store.size if self.static else None

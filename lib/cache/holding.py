@@ -51,6 +51,10 @@ class Holding(Announced):
         """Bytes allocated: keys, values, the keys kept un-turned, and attention received."""
         return sum(x.nbytes for layer in self.layers for x in layer.tensors().values())
 
+    def check_rows(self, rows: int) -> None:
+        """Refuse another number of rows than the stream has."""
+        self.layers[0].check_rows(rows, self.seen)
+
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Take the rows `beam_idx`, as many as there are: the beams that go on."""
         super().reorder_cache(beam_idx)

@@ -44,6 +44,9 @@ class Announced(Cache):
         """Keyword arguments of the model's forward for the next `n` tokens."""
         raise NotImplementedError
 
+    def check_rows(self, rows: int) -> None:
+        """Refuse tokens of another number of rows than the cache holds, where it matters."""
+
     def __deepcopy__(self, memo):
         """A copy whose steps the model announces, too."""
         twin = memo[id(self)] = type(self).__new__(type(self))
@@ -125,7 +128,8 @@ def _step(model, args, kwargs):
     require(n > 0, "new tokens", n, what)
     weights = kwargs.get("output_attentions")
     weights = getattr(model.config, "output_attentions", False) if weights is None else weights
-    check_text(kwargs)
+    check_text(model, kwargs)
+    cache.check_rows(tokens.shape[0])
     given = kwargs.get("attention_mask"), own, kwargs.get("position_ids"), bool(weights)
     told = cache.step(n, tokens.device, *given)
     cache.under_way = True

@@ -18,11 +18,27 @@ class Layer(CacheLayerMixin):
     undoable = 0  # how many of the last step's can be, though others have left
     in_values = False  # whether the keys' rotated part is what the model caches as values
 
+    @property
+    def rows(self) -> int:
+        """Sequences held, 0 before the first tokens."""
+        raise NotImplementedError
+
+    def check_rows(self, rows: int, seen: int) -> None:
+        """Refuse tokens of another number of sequences than have `seen` tokens already."""
+        if seen > 0 and rows != self.rows:
+            raise ValueError(f"a cache of {self.rows} rows was given {rows} rows of tokens")
+
     def update(self, key_states, value_states, *args, **kwargs):
         """Take the new tokens' keys and values (B, H, n, D); all that attention may see."""
         if self.in_values:
             return self.take_tokens(value_states, key_states)[::-1]
         return self.take_tokens(key_states, value_states)
+
+    def make_room(self, key_states, value_states) -> None:
+        """Be ready for as many sequences as these first tokens (B, H, n, D) are of."""
+        if self.rows != key_states.shape[0]:
+            self.check_rows(key_states.shape[0], self.step.seen)
+            self.lazy_initialization(key_states, value_states)
 
     def take_tokens(self, key_states, value_states):
         """`update`, for what is turned and what is not."""

@@ -51,6 +51,10 @@ class ScatteredLayer(Layer):
         self.evicted = 0  # tokens cut
 
     @property
+    def rows(self) -> int:
+        return self.keys.shape[0] if self.is_initialized else 0
+
+    @property
     def length(self) -> int:
         """Tokens held."""
         return self.keys.shape[2] if self.is_initialized else 0
@@ -67,8 +71,7 @@ class ScatteredLayer(Layer):
         self.is_initialized = True
 
     def take_tokens(self, key_states, value_states):
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+        self.make_room(key_states, value_states)
         if self.queries and self.attention.shape[2] != self.length:
             raise RuntimeError("the model's attention did not say what the last step's tokens got")
         self.keys = keys = torch.cat((self.keys, key_states), dim=2)

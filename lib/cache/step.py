@@ -42,6 +42,9 @@ class Step:
     sink_slots: torch.Tensor | None = None  # (start_size,)
     # cos and sin for each of the cache's ropes, (1 or B, 1, 1, D) each
     sink_shift: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+    # where attention is to see the text's columns, in their order, of rows with pads: for each
+    # column that has left the window the sink which it was, (B, columns), any for a pad
+    lost: torch.Tensor | None = None
     _blocks: dict = field(default_factory=dict)
 
     @property
@@ -116,7 +119,16 @@ class Step:
 def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """0 where (1 or B, n, S) is true, else the lowest number: (1 or B, 1, n, S)."""
     mask = torch.zeros(visible.shape, device=visible.device, dtype=dtype)
-    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+    # a softmax in float32 makes NaN of a row that is lower throughout: that of a pad
+    lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+    return mask.masked_fill_(~visible, lowest)[:, None]
+
+
+def mask_of_text(step: Step, device, dtype) -> torch.Tensor:
+    """Mask (B, 1, n, T) where rows with pads are seen whole, column by column."""
+    columns = torch.arange(step.seen + step.n, device=device)
+    causal = columns <= columns[step.seen :, None]
+    return additive(causal & (step.slots.own(columns) >= 0)[:, None], dtype)
 
 
 def mask_of_one(step: Step, size: int | None, device, dtype) -> torch.Tensor:

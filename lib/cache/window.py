@@ -15,6 +15,10 @@ from .slots import Slots
 from .step import Step
 from .window_layer import WindowLayer
 
+# cos and sin for each of a cache's ropes
+Shifts = list[tuple[torch.Tensor, torch.Tensor]]
+AT_ONCE = 64  # shifts of single steps that are computed together
+
 
 class WindowStore(Slots):
     """Sinks and a window, in the same slots in all layers, which are turned by `rotations`.
@@ -38,6 +42,9 @@ class WindowStore(Slots):
         # those that differ: (rope, dims of the heads it turns)
         self.ropes = list(dict.fromkeys((x.cached, x.width) for x in rotations if x.cached))
         self.exact = torch.promote_types(dtype, torch.float32)
+        # what is made once for many steps, and where: slot numbers; shifts, and of which block
+        self.numbers: tuple = (None, None)
+        self.known: tuple[tuple | None, Shifts] = (None, [])
 
     def new_layers(self, static: bool) -> list[WindowLayer]:
         """The layers that share these slots."""
@@ -61,6 +68,13 @@ class WindowStore(Slots):
         for layer in layers:
             layer.shorten(step)
         self.stale = True
+
+    def lost(self, n: int, seen: int, device) -> torch.Tensor | None:
+        """For rows with pads that hold everything after `n` tokens more: a step's `lost`."""
+        if self.pads is None or seen + n > self.budget + self.buffer:
+            return None
+        gone = torch.arange(seen - min(seen, self.recent_size + self.buffer), device=device)
+        return self.own(gone).clamp(min=0)
 
     def is_plain(self, n: int, seen: int) -> bool:
         """Whether `n` tokens more see everything before them, so that any attention will do."""
@@ -87,18 +101,19 @@ class WindowStore(Slots):
         step.dense = self._is_dense(n, seen)
         if n == 1:
             self._make_room(layers, seen)
-        columns = torch.arange(seen, seen + n, device=device)
-        own = self.own(columns)  # (1 or B, n)
+        own = seen  # places in the rows' own texts, (1 or B, n) where these aren't one for all
+        if n > 1 or self.pads is not None:
+            own = self.own(torch.arange(seen, seen + n, device=device))
         step.first = self.first
         step.held, step.held_front = self.used(seen), self.front(seen)
         if step.dense:
             self.cut_at(seen + n if self.pads is None else own[:, -1:] + 1)
         step.held_after, step.front_after = self.used(seen + n), self.front(seen + n)
-        start = torch.arange(self.start_size, device=device)
         if self.start_size and (self.pads is not None or seen < self.start_size):
+            start = torch.arange(self.start_size, device=device)
             step.new_sinks = start[None] + (0 if self.pads is None else self.pads) - seen
         if n == 1:
-            self._plan_one(step, own, start)
+            self._plan_one(step, own, device)
         elif step.ropes is not None and self.start_size and not step.dense:
             delta = (self.held(own) - own - (step.position - seen)).where(own >= 0, 0)
             step.sink_delta = delta if bool(delta.any()) else None
@@ -110,15 +125,40 @@ class WindowStore(Slots):
                 layer.move(self.first, self.used(seen))
             self.first = 0
 
-    def _plan_one(self, step: Step, own: torch.Tensor, start: torch.Tensor) -> None:
-        step.slot = torch.tensor([step.first + step.held], device=own.device)
+    def _plan_one(self, step: Step, own: torch.Tensor | int, device) -> None:
+        numbers, new = self._slot_numbers(device), step.first + step.held
+        step.slot = numbers[new : new + 1]
         if self.start_size and (self.stale or self.pads is not None):
-            step.sink_slots = start + step.first
+            step.sink_slots = numbers[step.first : step.first + self.start_size]
             if step.ropes is not None:
                 # a sink stands `held` before the query, whose position is own + (position - seen)
                 delta = own + (step.position - step.seen) - self.held(own)
-                shifts = (rope.cos_sin(delta[..., None], width) for rope, width in self.ropes)
-                step.sink_shift = [(c.to(self.exact), s.to(self.exact)) for c, s in shifts]
+                if isinstance(delta, int):
+                    step.sink_shift = self._known_shift(delta, device)
+                else:
+                    step.sink_shift = self._shifts(delta)
+
+    def _slot_numbers(self, device) -> torch.Tensor:
+        """0 .. size - 1: slices of it are had for less than a tensor at every step."""
+        if self.numbers[0] != device:
+            with torch.inference_mode(False):
+                self.numbers = device, torch.arange(self.size, device=device)
+        return self.numbers[1]
+
+    def _shifts(self, delta: torch.Tensor) -> Shifts:
+        """What turns by `delta` (m, 1), (m, 1, 1, D) each."""
+        found = (rope.cos_sin(delta[..., None], width) for rope, width in self.ropes)
+        return [(cos.to(self.exact), sin.to(self.exact)) for cos, sin in found]
+
+    def _known_shift(self, delta: int, device) -> Shifts:
+        """What turns by `delta`, made for some that follow one another at once."""
+        block, place = divmod(delta, AT_ONCE)
+        if self.known[0] != (block, device):
+            with torch.inference_mode(False):
+                deltas = torch.arange(block * AT_ONCE, (block + 1) * AT_ONCE, device=device)
+                self.known = (block, device), self._shifts(deltas[:, None])
+        here = slice(place, place + 1)
+        return [(cos[here], sin[here]) for cos, sin in self.known[1]]
 
     def settle(self, step: Step) -> None:
         """The step's tokens are in their slots: note what has moved."""

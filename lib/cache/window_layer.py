@@ -32,6 +32,10 @@ class WindowLayer(Layer):
         return self.slots.used(self.get_seq_length())
 
     @property
+    def rows(self) -> int:
+        return self.key_slots.shape[0] if self.is_initialized else 0
+
+    @property
     def keys(self) -> torch.Tensor | None:
         """What is held, sinks in front, as the next token sees it: a copy, (B, H, T, D)."""
         return self._plain() if self.in_values else self._turned()
@@ -93,11 +97,7 @@ class WindowLayer(Layer):
         self.undoable = 0
 
     def take_tokens(self, key_states, value_states):
-        if not self.is_initialized or self.key_slots.shape[0] != key_states.shape[0]:
-            if self.step.seen > 0:
-                rows = self.key_slots.shape[0], key_states.shape[0]
-                raise ValueError(f"a cache of {rows[0]} rows was given {rows[1]} rows of tokens")
-            self.lazy_initialization(key_states, value_states)
+        self.make_room(key_states, value_states)
         if self.step.new_sinks is not None:
             self._keep_sinks(key_states, value_states)
         if self.step.n == 1:
@@ -120,7 +120,16 @@ class WindowLayer(Layer):
         if self.static:
             return self.key_slots, self.value_slots
         used = slice(step.first, step.first + step.held + 1)
-        return self.key_slots[:, :, used], self.value_slots[:, :, used]
+        return self._seen(self.key_slots[:, :, used]), self._seen(self.value_slots[:, :, used])
+
+    def _seen(self, x: torch.Tensor) -> torch.Tensor:
+        """What attention is given of `x` (B, H, S, D), the sinks, the window and what is new."""
+        index = self.step.lost
+        if index is None:
+            return x
+        index = index.to(x.device)[:, None].expand(-1, x.shape[1], -1)
+        window = x[:, :, self.slots.start_size :]
+        return torch.cat((gather_tokens(x, index), window), dim=2)
 
     def _turned_sinks(self) -> torch.Tensor:
         """`rope.turn` in three operations, for it is done at every step."""
@@ -145,7 +154,7 @@ class WindowLayer(Layer):
         if self.recording and not step.dense:
             self._record(step, uncut)
         # padded rows have sinks twice in what is uncut
-        return (key_states, value_states) if step.dense else tuple(uncut)
+        return (key_states, value_states) if step.dense else tuple(map(self._seen, uncut))
 
     def _write(self, step: Step, uncut: list[torch.Tensor]) -> None:
         """Write what stays of `uncut` keys and values after `step` to the front of the buffer."""

@@ -10,7 +10,10 @@ import torch
 from reference import cached_model, tiny_ids, tiny_model
 
 from lib import (
+    TOVA,
     CompressedCache,
+    FixSizeL2,
+    SnapKV,
     StreamingLLM,
     disable_streaming_llm,
     enable_streaming_llm,
@@ -38,11 +41,57 @@ def test_a_step_that_failed_midway_is_noticed():
     assert torch.equal(again, model(input_ids=tiny_ids(1, 20), past_key_values=fresh).logits)
 
 
-def test_other_rows_midway_are_refused():
+@pytest.mark.parametrize("method", [METHOD, TOVA(12), FixSizeL2(12), SnapKV(12, 4)], ids=str)
+@pytest.mark.parametrize("n", [1, 2])
+def test_other_rows_midway_are_refused_before_any_work(method, n):
+    model, ids = cached_model("llama"), tiny_ids(2, 22)
+    with torch.no_grad():
+        caches = [CompressedCache(model, method) for _ in range(2)]
+        for cache in caches:
+            model(input_ids=ids[:, :20], past_key_values=cache)
+        with pytest.raises(ValueError, match="a cache of 2 rows was given 3 rows of tokens"):
+            model(input_ids=tiny_ids(3, n), past_key_values=caches[1])
+        new = ids[:, 20 : 20 + n]
+        logits = [model(input_ids=new, past_key_values=cache).logits for cache in caches]
+    assert torch.equal(*logits)
+
+
+def test_other_rows_of_a_cache_without_a_hook_are_refused():
+    model = cached_model("llama")
+    for method in (METHOD, FixSizeL2(12)):
+        cache = CompressedCache(model.config, method, positions="original")
+        model(input_ids=tiny_ids(2, 9), past_key_values=cache)
+        with pytest.raises(ValueError, match="a cache of 2 rows was given 3 rows of tokens"):
+            model(input_ids=tiny_ids(3, 1), past_key_values=cache)
+
+
+def test_masks_by_kinds_of_layers_are_refused():
     model, cache = cached_model("llama"), CompressedCache(cached_model("llama"), METHOD)
-    model(input_ids=tiny_ids(1, 20), past_key_values=cache)
-    with pytest.raises(ValueError, match="a cache of 1 rows was given 3 rows"):
-        model(input_ids=tiny_ids(3, 1), past_key_values=cache)
+    for mask in ({"full_attention": None}, [[1] * 5]):
+        with pytest.raises(ValueError, match=f"attention_mask='{type(mask).__name__}': allowed is"):
+            model(input_ids=tiny_ids(1, 5), past_key_values=cache, attention_mask=mask)
+    assert cache.seen == 0
+
+
+@pytest.mark.parametrize("where", ["model.layers.1", "lm_head"])
+def test_an_interrupted_generate_says_that_the_cache_must_begin_again(where):
+    """Behind the body nothing broke off: the prompt is in the cache, and can't be given again."""
+    model, ids = tiny_model("llama"), tiny_ids(1, 20).clamp(min=1)
+    asked = {"past_key_values": CompressedCache(model, METHOD), "max_new_tokens": 5}
+    asked["attention_mask"] = torch.ones_like(ids)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    handle = model.get_submodule(where).register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.generate(ids, **asked)
+    handle.remove()
+    with pytest.raises((RuntimeError, ValueError), match=r"reset\(\) the cache"):
+        model.generate(ids, **asked)
+    asked["past_key_values"].reset()
+    fresh = asked | {"past_key_values": CompressedCache(model, METHOD)}
+    assert torch.equal(model.generate(ids, **asked), model.generate(ids, **fresh))
 
 
 def test_a_masked_token_midway_is_refused():

@@ -10,7 +10,8 @@ from slow_loop import held_after, lowest_norms, most_attended, slow_loop
 from transformers import DynamicCache
 
 from lib import TOVA, CompressedCache, FixSizeL2, StreamingLLM, evaluate
-from lib.cache.rope import find_rope
+from lib.cache.rope import Rope, find_rope, find_rotations
+from lib.cache.turning import fit
 
 ATOL = 5e-5  # models compute angles and norms in float32
 
@@ -69,6 +70,19 @@ def test_sight_both_ways_and_pictures_are_refused():
     model(torch.arange(5)[None], past_key_values=cache, token_type_ids=torch.zeros(1, 5))
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gpt_bigcode", "bert"])
+def test_kinds_of_tokens_that_are_only_embedded_are_kept(family):
+    model, ids = tiny(tiny_config(family)), distinct_ids(20)[None]
+    kinds = (torch.arange(20)[None] // 3) % 2
+    cache = CompressedCache(model, StreamingLLM(3, 20), positions="original")
+    with torch.no_grad():
+        expected = model(ids, token_type_ids=kinds).logits
+        assert (model(ids).logits - expected).abs().max() > 100 * ATOL
+        for i, j in ((0, 11), (11, 12), (12, 20)):
+            given = {"past_key_values": cache, "token_type_ids": kinds[:, i:j]}
+            assert (model(ids[:, i:j], **given).logits - expected[:, i:j]).abs().max() < ATOL
+
+
 @pytest.mark.parametrize("rotated", [[0, 0], [1, 0], [0, 1]])
 def test_layers_without_rotation_are_not_turned(rotated):
     model, ids = tiny(tiny_config("smollm3", no_rope_layers=rotated)), distinct_ids(40)
@@ -122,3 +136,31 @@ def test_layers_of_latents_hold_what_the_model_caches(method):
         rotated = layer.rope.turn(other.values[:, :, :3], 18)  # next to the window
         assert torch.allclose(layer.values[:, :, :3], rotated, atol=1e-5)
     assert torch.allclose(layer.keys, other.keys[:, :, kept], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "family", ["gpt_neox", "phi", "glm", "gemma3_text", "deepseek_v3", "helium"]
+)
+def test_sixteen_bits_rotate_as_thirty_two(family, dtype):
+    model = tiny(tiny_config(family)).float()
+    exact, rounded = (find_rotations(m) for m in (model, copy.deepcopy(model).to(dtype)))
+    for one, other in zip(exact, rounded, strict=True):
+        assert (one.width, one.in_values) == (other.width, other.in_values)
+        for rope, same in ((one.cached, other.cached), (one.queries, other.queries)):
+            assert (rope.start, rope.neighbours) == (same.start, same.neighbours)
+            assert torch.allclose(rope.inv_freq, same.inv_freq, rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("other", ["frequencies", "lengths"])
+def test_a_rotation_that_is_a_little_different_is_refused(other, dtype):
+    """By frequencies, or as norms after RoPE change lengths: by 3%, more than 16 bits round off."""
+    inv_freq = 1 / 100 ** (torch.arange(8) / 8)
+    keys = torch.randn(12, 16, generator=torch.Generator().manual_seed(0))
+    rope = Rope(inv_freq * (1.03 if other == "frequencies" else 1))
+    true = {p: Rope(inv_freq).turn(keys, p).to(dtype) for p in (0, 3, 31)}
+    wrong = {p: rope.turn(keys, p) * (1.03 if p and other == "lengths" else 1) for p in (0, 3, 31)}
+    assert fit(true, [inv_freq]).rotary_dim == 16
+    with pytest.raises(ValueError, match="rotates its keys in an unknown way"):
+        fit({p: x.to(dtype) for p, x in wrong.items()}, [inv_freq])
