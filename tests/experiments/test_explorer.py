@@ -192,6 +192,15 @@ def test_a_second_visit_computes_nothing(page, session):
     assert page.begun == []
 
 
+def test_the_look_of_a_second_visit_is_there_at_once(page, session):
+    again = Session(session.model, Letters(), IDS)
+    kept, look = again.known_look(SETTING, 200), session.look(SETTING, 200)
+    for own, other in ((kept.tokens, look.tokens), (kept.weights, look.weights)):
+        assert all(torch.equal(a, b) for a, b in zip(own, other, strict=True))
+    assert again.known_look(SETTING, 199) is None
+    assert Session(session.model, Letters(), IDS[1:]).known_look(SETTING, 200) is None
+
+
 def test_only_what_has_changed_is_sent(page, monkeypatch):
     sent = []
     monkeypatch.setattr(page, "_send", lambda message, buffers=None: sent.append(message["state"]))

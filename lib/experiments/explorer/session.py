@@ -15,7 +15,7 @@ READINGS, LOOKS, CURVES = 4, 64, 64
 
 
 class Session:
-    """Losses by setting are kept on disk, readings with their caches and looks in memory."""
+    """Losses and a look by setting are kept on disk, readings with their caches in memory."""
 
     def __init__(self, model, tokenizer, tokens: torch.Tensor):
         self.model, self.tokenizer, self.tokens = model, tokenizer, tokens
@@ -86,7 +86,13 @@ class Session:
 
     def known_look(self, setting: Setting, step: int) -> Look | None:
         """The look at a step, if it was taken before."""
-        return self._looks.get((setting.key, step))
+        return self._looks.get((setting.key, step)) or self.store.get_look(setting, step)
+
+    def keep_look(self, setting: Setting, step: int) -> None:
+        """Keep the look at a step for the next session, if it was taken."""
+        look = self._looks.get((setting.key, step))
+        if look is not None and self.store.get_look(setting, step) is None:
+            self.store.put_look(setting, look)
 
     def can_look(self, setting: Setting, step: int) -> bool:
         """Whether a look need not wait for the reading that is under way."""

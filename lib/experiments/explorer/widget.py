@@ -151,6 +151,7 @@ class ExplorerWidget(Page):
         if unknown:
             self._show_lines(setting)
         yield from self._look()
+        session.keep_look(setting, step)
 
     def _look(self) -> Iterator[None]:
         """What the chosen step attends to, unless that is shown or has not been read yet."""
