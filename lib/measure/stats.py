@@ -25,13 +25,19 @@ def mean_ci(values) -> tuple[float, float, float]:
     mean, n = float(values.mean()), len(values)
     if n < 2:
         return mean, float("nan"), float("nan")
-    far = float(t.ppf(0.975, n - 1))
+    far, tail = _tails(n)
     if n < 6:
         half = far * float(values.std(ddof=1)) / np.sqrt(n)
         return mean, mean - half, mean + half
-    tail = float(norm.cdf(-far * np.sqrt(n / (n - 1))))
     low, high = np.quantile(values[_resamples(n)].mean(axis=1), [tail, 1 - tail])
     return mean, min(mean, float(low)), max(mean, float(high))  # for equal values, to the last bit
+
+
+@cache
+def _tails(n: int) -> tuple[float, float]:
+    """Student's 97.5% for `n` values, in standard errors, and the tail of resampled means there."""
+    far = float(t.ppf(0.975, n - 1))
+    return far, float(norm.cdf(-far * np.sqrt(n / (n - 1))))
 
 
 @cache

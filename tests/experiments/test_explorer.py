@@ -16,7 +16,7 @@ from lib.experiments.explorer.session import Session
 from lib.experiments.explorer.setting import OFFERED, Setting, refuse
 from lib.experiments.explorer.text import text_errors, text_tokens
 from lib.experiments.explorer.widget import ExplorerWidget
-from lib.experiments.explorer.worker import Worker
+from lib.experiments.explorer.worker import Worker, together
 from lib.measure.limits import decoding_work
 from lib.measure.machine import Machine
 from lib.measure.rows import at_budget
@@ -67,8 +67,8 @@ def held(page):
     """Behind the first chunk it has shown the worker waits: events, that it does and may go on."""
     there, go, compute = threading.Event(), threading.Event(), page._session.compute
 
-    def slow(setting):
-        for result in compute(setting):
+    def slow(*wanted):
+        for result in compute(*wanted):
             yield result
             there.set()
             go.wait(10)
@@ -114,7 +114,7 @@ def test_the_first_view_of_a_method_without_a_rule_has_its_place(session, monkey
     assert shown.pop("old")
     assert shown == {
         **{"step": 200, "layer": 1, "head": 0, "sinks": 0, "first": 4},
-        **{"tokens": [], "weights": None, "shares": None},
+        **{"tokens": [], "weights": None, "shares": None, "seen": 0},
     }
 
 
@@ -140,7 +140,7 @@ def test_a_moved_slider_changes_what_depends_on_it(page, session):
 
 def test_a_change_counts_as_answered_with_its_picture(page):
     seen = []
-    page.observe(lambda change: seen.append(change.new), names="views")
+    page.observe(lambda _: seen.append(page.views), names="seq")
     page.set(recent_size=20)
     page.wait()
     changes = [{"recent_size": 28}, {"step": 100}, {"recent_size": 20, "step": 150}]
@@ -161,8 +161,8 @@ def test_only_the_newest_of_quick_moves_is_computed(page):
     page.ended.clear()
     gate, compute = threading.Event(), page._session.compute
 
-    def slow(setting):  # the worker is held at its first chunk till all moves are made
-        for result in compute(setting):
+    def slow(*wanted):  # the worker is held at its first chunk till all moves are made
+        for result in compute(*wanted):
             gate.wait(10)
             yield result
 
@@ -192,6 +192,63 @@ def test_a_second_visit_computes_nothing(page, session):
     other = Session(cached_model("llama", torch.float32), Letters(), IDS)
     assert other.store.get(SETTING) is None
     assert page.begun == []
+
+
+def test_the_look_of_a_second_visit_is_there_at_once(page, session):
+    again = Session(session.model, Letters(), IDS)
+    kept, look = again.known_look(SETTING, 200), session.look(SETTING, 200)
+    for own, other in ((kept.tokens, look.tokens), (kept.weights, look.weights)):
+        assert all(torch.equal(a, b) for a, b in zip(own, other, strict=True))
+    assert again.known_look(SETTING, 199) is None
+    assert Session(session.model, Letters(), IDS[1:]).known_look(SETTING, 200) is None
+
+
+def test_only_what_has_changed_is_sent(page, monkeypatch):
+    sent = []
+    monkeypatch.setattr(page, "_send", lambda message, buffers=None: sent.append(message["state"]))
+    page.set(head=1, seq=1)
+    page.wait()
+    assert [set(state) for state in sent] == [
+        {"controls"},
+        {"attention", "code", "seq"},
+        {"settled"},
+    ]
+    sent.clear()
+    page.set(recent_size=20, seq=2)
+    page.wait()
+    first = {"curves", "ratios", "attention", "cost", "code", "status", "seq"}
+    assert set(sent[1]) == first  # in one message
+    assert not any("pins" in state or "writing" in state for state in sent)
+
+
+def test_a_page_gets_no_more_bars_than_it_can_draw():
+    weights = [0.5, *([0.0] * 9998), 0.25]
+    found = {"step": 9999, "tokens": [*range(10_000)], "weights": weights}
+    shown = views.for_page(found)
+    bars = shown["bars"]
+    assert shown["seen"] == 10_000
+    assert len(bars["tokens"]) == len(bars["weights"]) <= views.MOST_BARS
+    assert bars["tokens"][:17] == [*range(17)]  # sinks have bars of their own
+    assert (bars["weights"][0], bars["weights"][-1], sum(bars["weights"])) == (0.5, 0.25, 0.75)
+    assert shown["tokens"] == [*range(16), *range(9099, 10_000)]
+    assert (shown["weights"][0], shown["weights"][-1], len(shown["weights"])) == (0.5, 0.25, 917)
+    assert views.for_page(found | {"weights": None})["bars"]["weights"] is None
+    few = {"step": 99, "tokens": [*range(100)], "weights": weights[:100]}
+    assert views.for_page(few) == few | {"seen": 100}
+
+
+def test_rates_are_those_of_the_model_s_numbers(page, monkeypatch):
+    asked = []
+    monkeypatch.setattr(widget, "machine", lambda *kind: asked.append(kind) or Machine(1e8, 1e9))
+    doubled = cached_model("llama", torch.float64), Letters()
+    monkeypatch.setattr(widget, "load_model", lambda _: doubled)
+    monkeypatch.setattr(widget, "text_tokens", lambda *_: IDS)
+    before = page.views["cost"]["dense"]["tokens_per_s"]
+    page.set(model="double")
+    assert page.wait()["cost"]["dense"]["tokens_per_s"] < before
+    page.set(step=199)
+    page.wait()
+    assert asked == [(torch.device("cpu"), torch.float64)]
 
 
 @pytest.mark.parametrize(
@@ -309,10 +366,10 @@ def test_writing_that_is_overtaken_says_that_it_is_unfinished(page, monkeypatch)
 def test_stopping(page):
     began, compute = threading.Event(), page._session.compute
 
-    def endless(setting):
+    def endless(*wanted):
         while True:
             began.set()
-            yield next(compute(setting))
+            yield next(compute(*wanted))
 
     page._session.compute = endless
     page.set(recent_size=20)
@@ -453,11 +510,42 @@ def test_a_load_that_is_stopped_is_taken_back_before_it_ends(page, session, monk
     assert list(page._models) == ["tiny"]
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_a_stop_says_ready_only_for_lines_that_are_shown(page, monkeypatch, known):
+    """A window is moved while a model is loaded, which is then stopped."""
+    if known:
+        page.set(recent_size=24)
+        page.wait()
+        page.set(recent_size=28)
+        page.wait()
+    there, go = threading.Event(), threading.Event()
+
+    def slow(name):
+        there.set()
+        go.wait(10)
+        return cached_model("llama", torch.float32), Letters()
+
+    monkeypatch.setattr(widget, "load_model", slow)
+    page.set(model="large", seq=1)
+    assert there.wait(10)
+    page.set(recent_size=24, seq=2)
+    page._on_message(page, {"do": "stop"}, [])
+    go.set()
+    shown = page.wait()
+    assert (page.controls["model"], shown["settled"]) == ("tiny", 2)
+    assert shown["status"]["state"] == ("done" if known else "stopped")
+    labels = {name: curve["label"] for name, curve in shown["curves"].items()}
+    expected = {"dense": "dense", "window": "window 28", "chosen": "sinks + window 4 + 24"}
+    assert labels == (expected if known else {"dense": "dense"})
+    page.set(step=100)  # what was stopped stays so
+    assert page.wait()["status"]["state"] == ("done" if known else "stopped")
+
+
 def test_what_writing_overtakes_is_computed_behind_it(page):
     gate, compute = threading.Event(), page._session.compute
 
-    def slow(setting):
-        for result in compute(setting):
+    def slow(*wanted):
+        for result in compute(*wanted):
             gate.wait(10)
             yield result
 
@@ -490,8 +578,10 @@ def test_the_line_of_code_gives_the_perplexity_that_is_shown(session, method):
     setting = Setting(method, 2, 30, 0, "original")
     names = {name: getattr(lib, name) for name in lib.__all__}
     names |= {"model": session.model, "tokens": IDS, "at_budget": at_budget}
-    ppl = eval(setting.code(), names)
-    assert ppl == pytest.approx(session.nll(setting).double().mean().exp().item(), rel=1e-4)
+    ppl = eval(setting.code(len(IDS)), names)
+    assert ppl == pytest.approx(views.curve(session.nll(setting), 299)["ppl"][0], rel=1e-4)
+    assert "tokens[:289]" in setting.code(len(IDS))  # 16 stretches of 18
+    assert "tokens[" not in setting.code(289)
 
 
 @pytest.mark.parametrize("method", OFFERED)
@@ -546,6 +636,32 @@ def test_looks_are_answered_while_a_long_job_runs():
     go.set()
     assert worker.wait(10)
     assert seen == [0, "look", 1, 2, "idle"]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_jobs_take_their_turns_together(threads):
+    whole, seen, ended = torch.get_num_threads(), [], []
+
+    def job(name, turns):
+        try:
+            for turn in range(turns):
+                seen.append(torch.get_num_threads())
+                yield name, turn
+        finally:
+            ended.append(name)
+
+    rounds = list(together({"a": job("a", 2), "b": job("b", 3)}, threads))
+    assert [x for found in rounds for x in found.values() if x[0] == "a"] == [("a", 0), ("a", 1)]
+    assert [x for found in rounds for x in found.values() if x[0] == "b"] == [
+        ("b", turn) for turn in range(3)
+    ]
+    assert len(rounds) == (5 if threads == 1 else 3)
+    assert set(seen) == {max(1, threads // 2)}
+    assert torch.get_num_threads() == whole
+    left = together({"c": job("c", 9), "d": job("d", 9)}, threads)
+    next(left)
+    left.close()
+    assert ended[2:] == ["c", "d"][: min(threads, 2)]  # a job that has not begun needs no end
 
 
 def test_headless_there_is_a_sentence_and_nothing_runs(session, monkeypatch):

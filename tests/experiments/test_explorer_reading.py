@@ -25,10 +25,24 @@ def read(family, setting):
 def test_losses_are_those_of_evaluate(method):
     setting = Setting(method, 2, 30)
     reading = read("llama_gqa", setting)
-    *_, (done, nll) = reading.run()
+    *_, (done, nll) = reading.run(100)
     expected = evaluate(reading.model, IDS, setting.compressor(), setting.chunk_size).nll
     assert done == len(nll) == 299
     torch.testing.assert_close(nll, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["baseline", "streaming", "tova"])
+def test_a_look_is_the_same_from_wherever_it_is_taken(method):
+    setting = Setting(method, 2, 30)
+    reading, fresh = read("llama_gqa", setting), read("llama_gqa", setting)
+    list(reading.run(100))
+    for step in (100, 101, 250, 99, 299):
+        look, expected = last(reading.look(step)), last(fresh.look(step))
+        for own, other in zip(look.tokens, expected.tokens, strict=True):
+            assert torch.equal(own, other)
+        for own, other in zip(look.weights, expected.weights, strict=True):
+            torch.testing.assert_close(own, other, atol=1e-5, rtol=0)
+        fresh = read("llama_gqa", setting)
 
 
 @pytest.mark.parametrize("family", ["neox_25", "llama_gqa"])

@@ -18,6 +18,7 @@ const short = (x) => (x == null ? "–" : x >= 100 ? x.toFixed(0) : x >= 10 ? x.
 const interval = (x) => (x[1] == null ? short(x[0]) : `${short(x[0])} (${short(x[1])} to ${short(x[2])})`);
 const bytes = (x) => (x < 2 ** 20 ? `${short(x / 2 ** 10)} KiB` : `${short(x / 2 ** 20)} MiB`);
 const PATIENCE = 500, SILENCE = 10_000; // ms
+const VIEWS = ["curves", "ratios", "cost", "code", "status", "errors", "pins", "finished", "attention", "writing", "seq", "settled"];
 const LOOKS = { dense: ["--dense", ""], window: ["--window", "6 3"], chosen: ["--chosen", ""] };
 
 // values of a logarithmic slider, each about a twelfth more than the one before
@@ -43,7 +44,7 @@ function render({ model, el }) {
     setTimeout(redraw, PATIENCE + 50);
   };
   // whether the kernel has not answered for a while: busy, dead or gone
-  const waiting = () => Object.entries(state.pressed).some(([seq, began]) => +seq > (model.get("views").seq ?? 0) && performance.now() - began > PATIENCE);
+  const waiting = () => Object.entries(state.pressed).some(([seq, began]) => +seq > (model.get("seq") ?? 0) && performance.now() - began > PATIENCE);
   const ask = (what) => model.send({ do: what });
 
   // --- controls -------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ function render({ model, el }) {
   function drawStrip(attention) {
     const { pieces = [] } = model.get("text");
     const held = new Map((attention?.tokens ?? []).map((token, i) => [token, attention.weights ? attention.weights[i] : 0]));
-    const step = attention?.step ?? model.get("controls").step, top = Math.max(...held.values(), 1e-9);
+    const step = attention?.step ?? model.get("controls").step, top = Math.max(...(attention?.bars?.weights ?? held.values()), 1e-9);
     const token = (i) => {
       const kind = i === step ? "now" : i > step ? "ahead" : !held.has(i) ? "gone" : i < attention.sinks ? "sink" : "kept";
       const weight = held.get(i) ?? 0, heat = Math.sqrt(weight / top);
@@ -219,15 +220,17 @@ function render({ model, el }) {
 
   function drawAttention(attention) {
     if (!attention) return;
-    const W = Math.max(300, view.attention.clientWidth || 520), H = 132, { tokens, weights, sinks, old } = attention, n = tokens.length;
+    const W = Math.max(300, view.attention.clientWidth || 520), H = 132, { sinks, old } = attention;
+    // many tokens share bars, as high as the highest of each
+    const { tokens, weights, each = 1 } = attention.bars ?? attention, n = tokens.length;
     const high = weights ? Math.max(...weights, 0.01) : 1, xs = (i) => 34 + ((W - 40) * i) / Math.max(n, 1), ys = (y) => 6 + ((H - 36) * (high - y)) / high;
     const wide = Math.max(1, (W - 40) / n - 0.4);
-    const bars = (weights ?? []).map((w, i) => `<rect x="${xs(i).toFixed(1)}" y="${ys(w).toFixed(1)}" width="${wide.toFixed(1)}" height="${(H - 30 - ys(w)).toFixed(1)}" style="fill:var(${tokens[i] < sinks ? "--chosen" : "--window"})"><title>token ${tokens[i]}: ${(100 * w).toFixed(1)}%</title></rect>`);
+    const bars = (weights ?? []).map((w, i) => `<rect x="${xs(i).toFixed(1)}" y="${ys(w).toFixed(1)}" width="${wide.toFixed(1)}" height="${(H - 30 - ys(w)).toFixed(1)}" style="fill:var(${tokens[i] < sinks ? "--chosen" : "--window"})"><title>${each > 1 && i >= 16 ? `of ${each} tokens from ${tokens[i]} on, at most` : `token ${tokens[i]}:`} ${(100 * w).toFixed(1)}%</title></rect>`);
     if (sinks) bars.push(`<line x1="${xs(sinks)}" x2="${xs(sinks)}" y1="6" y2="${H - 30}" class="axis" stroke-dasharray="2 2"/><text x="${xs(sinks) + 3}" y="15">◂ sinks</text>`);
     const at = [0, 0.25, 0.5, 0.75, 1].map((x) => Math.round(x * (n - 1))).filter((x, i, all) => x >= 0 && all.indexOf(x) === i && xs(x) < W - 12);
-    view.attention.innerHTML = chart(W, H, xs, ys, bars.join(""), { xLabel: "cached tokens, in order (labels: place in the text)", xTicks: at.map((i) => [i, count(tokens[i])]), yTicks: ticks(0, high, 4) });
+    view.attention.innerHTML = chart(W, H, xs, ys, bars.join(""), { xLabel: `cached tokens, in order (labels: place in the text${each > 1 ? `; a bar: the most of up to ${each}` : ""})`, xTicks: at.map((i) => [i, count(tokens[i])]), yTicks: ticks(0, high, 4) });
     view.attention.classList.toggle("old", !!old || !weights);
-    view.attentionTitle.innerHTML = `Attention of token ${count(attention.step)} <small>layer ${attention.layer}, head ${attention.head}, ${weights && !old ? `over ${count(n)} tokens it sees` : "computing"}</small>`;
+    view.attentionTitle.innerHTML = `Attention of token ${count(attention.step)} <small>layer ${attention.layer}, head ${attention.head}, ${weights && !old ? `over ${count(attention.seen)} tokens it sees` : "computing"}</small>`;
     view.attention.setAttribute("aria-label", view.attentionTitle.textContent);
     const shares = attention.shares ?? [], w = (W - 40) / Math.max(shares.length, 1);
     const share = shares.map((x, i) => `<g data-layer="${i}" style="cursor:pointer"><rect x="${34 + i * w + 1}" width="${w - 2}" y="8" height="52" fill="transparent"/><rect x="${34 + i * w + 1}" y="${60 - 48 * x}" width="${w - 2}" height="${48 * x}" style="fill:var(--chosen)" stroke="currentColor" stroke-width="${i === attention.layer ? 2 : 0}"/>${w > 24 ? `<text x="${34 + (i + 0.5) * w}" y="${Math.max(9, 57 - 48 * x)}" text-anchor="middle">${Math.round(100 * x)}%</text>` : ""}${w > 12 || i % 5 === 0 ? `<text x="${34 + (i + 0.5) * w}" y="73" text-anchor="middle">${i}</text>` : ""}</g>`);
@@ -277,10 +280,10 @@ function render({ model, el }) {
   let due = false, shown = {};
   const draw = () => {
     due = false;
-    const views = model.get("views"), fresh = (name) => views[name] !== shown[name] && JSON.stringify(views[name]) !== JSON.stringify(shown[name]);
-    const moved = state.moved;
-    state.moved = false;
-    if (moved || fresh("curves") || fresh("pins") || fresh("ratios")) drawLoss(views);
+    const views = Object.fromEntries(VIEWS.map((name) => [name, model.get(name)])), fresh = (name) => views[name] !== shown[name] && JSON.stringify(views[name]) !== JSON.stringify(shown[name]);
+    const { moved, turned } = state;
+    state.moved = state.turned = false;
+    if (moved || turned || fresh("curves") || fresh("pins") || fresh("ratios")) drawLoss(views);
     if (moved || fresh("attention")) { drawStrip(views.attention); drawAttention(views.attention); }
     if (fresh("cost")) drawCost(views.cost);
     if (fresh("writing")) drawWriting(views.writing);
@@ -294,7 +297,7 @@ function render({ model, el }) {
     shown = views;
     root.dataset.settled = String(views.settled ?? "");
     root.dataset.seq = String(views.seq ?? "");
-    root.dataset.ended = (views.ended ?? []).join("|"); // what was computed to its end
+    root.dataset.ended = (views.finished ?? []).join("|"); // what was computed to its end
     requestAnimationFrame(() => setTimeout(() => { // the frame is on the screen
       for (const [seq, began] of Object.entries(state.pressed)) {
         const entry = (state.times.find((x) => x.seq === +seq) ?? state.times[state.times.push({ seq: +seq }) - 1]);
@@ -312,7 +315,7 @@ function render({ model, el }) {
       const { step, seq } = model.get("controls"), next = step + 1;
       if (next >= choices().length) return playing(false);
       if (waiting()) return;
-      const { attention } = model.get("views"), looked = attention?.step === step && attention.weights && !attention.old;
+      const attention = model.get("attention"), looked = attention?.step === step && attention.weights && !attention.old;
       if (looked || performance.now() - (state.pressed[seq] ?? 0) > 1500) { change({ step: next }); showControls(); }
     }, 120) : null;
     play.setAttribute("aria-pressed", String(!!on));
@@ -324,12 +327,13 @@ function render({ model, el }) {
     root.toggleAttribute("data-dark", own[0] + own[1] + own[2] > 382);
   };
   const all = () => { state.moved = true; showControls(); theme(); redraw(); };
-  model.on("change:views", () => { state.heard = performance.now(); redraw(); });
+  for (const name of VIEWS) model.on(`change:${name}`, () => { state.heard = performance.now(); redraw(); });
   model.on("change:text", all);
   model.on("change:choices", all);
-  model.on("change:controls", () => { showControls(); state.moved = true; redraw(); });
+  model.on("change:controls", () => { showControls(); state.turned = true; redraw(); });
   root.addEventListener("keydown", (event) => { if (event.key === "Escape") { playing(false); ask("stop"); } });
-  const size = new ResizeObserver(all);
+  // of another width: the height changes with every line that is told
+  const size = new ResizeObserver(() => { if (el.clientWidth !== state.width) { state.width = el.clientWidth; all(); } });
   size.observe(el);
   const watch = new MutationObserver(theme);
   watch.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "class"] });

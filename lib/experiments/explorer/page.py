@@ -5,6 +5,8 @@ widget's matter (`widget.py`).
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -34,6 +36,8 @@ HERE = Path(__file__).parent
 OF_TEXT = ("model", "text", "typed", "offset", "seq_len")
 OF_SETTING = ("method", "start_size", "recent_size", "buffer", "positions")
 OF_STEP = ("step", "layer", "head")
+VIEWS = ("curves", "ratios", "cost", "code", "status", "errors", "pins", "finished", "attention")
+VIEWS += ("writing", "seq", "settled")
 HEADLESS = "*Here the controls stand when the notebook is open in JupyterLab: `make lab`.*"
 
 
@@ -45,11 +49,18 @@ class Page(anywidget.AnyWidget):
     controls = traitlets.Dict().tag(sync=True)
     choices = traitlets.Dict().tag(sync=True)
     text = traitlets.Dict().tag(sync=True)
-    views = traitlets.Dict().tag(sync=True)
+    # the `VIEWS`: each is sent when it has changed, and no other with it
+    curves, ratios, cost, code, status, errors = (traitlets.Dict().tag(sync=True) for _ in range(6))
+    pins, finished = (traitlets.List().tag(sync=True) for _ in range(2))
+    attention, writing = (
+        traitlets.Dict(default_value=None, allow_none=True).tag(sync=True) for _ in range(2)
+    )
+    seq, settled = (traitlets.Int(None, allow_none=True).tag(sync=True) for _ in range(2))
 
     def __init__(self, session: Session, setting: Setting, where: dict, notebook: str):
-        self._lock = threading.Lock()
-        self._session, self._notebook, self._machine = session, notebook, None
+        self._lock = threading.RLock()
+        self._session, self._notebook = session, notebook
+        self._machines: dict[tuple[torch.device, torch.dtype], Machine] = {}
         self._adjusting = False  # whether it is the kernel that moves controls
         self.live = not headless()
         methods = {name: display_name(name) for name in OFFERED}
@@ -61,7 +72,7 @@ class Page(anywidget.AnyWidget):
                 "most_sinks": MOST_SINKS,
                 "most_buffer": MOST_BUFFER,
             },
-            views={"pins": [], "errors": {}, "status": {"state": "computing", "text": ""}},
+            status={"state": "computing", "text": ""},
         )
         self._show_session()
 
@@ -78,7 +89,8 @@ class Page(anywidget.AnyWidget):
 
     def set(self, **controls) -> None:
         """Move some of the controls."""
-        self.controls = self.controls | controls
+        with self._lock:
+            self.controls = self.controls | controls
 
     def _adjust(self, **controls) -> None:
         """Move some of the controls to what is there, which asks for nothing."""
@@ -87,15 +99,27 @@ class Page(anywidget.AnyWidget):
         self._adjusting = False
 
     @property
+    def views(self) -> dict:
+        """What is shown, by the names of `VIEWS`."""
+        return {name: getattr(self, name) for name in VIEWS}
+
+    @property
     def setting(self) -> Setting:
         """What the controls say now."""
         return Setting(**{name: self.controls[name] for name in OF_SETTING})
 
     def _show(self, only_for: Setting | None = None, **news) -> None:
         """Put `news` in the views, from either thread; none `only_for` a setting that has gone."""
-        with self._lock:
+        with self._at_once():
             if only_for is None or only_for == self.setting:
-                self.views = self.views | news
+                for name, value in news.items():
+                    setattr(self, name, value)
+
+    @contextmanager
+    def _at_once(self) -> Iterator[None]:
+        """Send what the block shows in one message, and nothing of the other thread's between."""
+        with self._lock, self.hold_sync():
+            yield
 
     def _show_session(self) -> None:
         layers, heads = self._session.shape
@@ -138,6 +162,19 @@ class Page(anywidget.AnyWidget):
     def _curve(self, line: Setting, nll: torch.Tensor, done: int) -> dict:
         return self._session.curve(line, nll, done) | {"label": line.label}
 
+    def _show_lines(self, setting: Setting) -> None:
+        """The lines of a setting that are known."""
+        lines, known = lines_of(setting), self._known(setting)
+        curves = {name: self._curve(lines[name], nll, len(nll)) for name, nll in known.items()}
+        self._show(setting, curves=curves, ratios=views.ratios(known))
+
+    def _pin(self, curve: dict) -> None:
+        """Keep a line beside the others; one that still grows would stay as it is now."""
+        if curve["done"] < curve["total"]:
+            self._show(status=self.status | {"text": "compare waits till the line is whole"})
+        elif curve not in self.pins:
+            self._show(pins=[*self.pins, curve][-4:])
+
     def _code(self, setting: Setting) -> dict[str, str]:
         """The setting as a line of Python and as one for a terminal."""
         names = ("model", "text", "offset", "seq_len", *OF_STEP)
@@ -147,11 +184,16 @@ class Page(anywidget.AnyWidget):
             line = (
                 "papermill reads no typed text: save it as a .txt file, and give its path as text"
             )
-        return {"python": setting.code(), "papermill": line}
+        return {"python": setting.code(len(self._session.tokens)), "papermill": line}
+
+    @property
+    def _kind(self) -> tuple[torch.device, torch.dtype]:
+        """What a machine's rates hang on."""
+        return self._session.model.device, self._session.model.dtype
 
     def _shown_weights(self) -> bool:
         """Whether the attention that is shown is that of the controls."""
-        shown, controls = self.views.get("attention") or {}, self.controls
+        shown, controls = self.attention or {}, self.controls
         same = all(shown.get(name) == controls[name] for name in OF_STEP)
         return same and shown.get("weights") is not None and shown["label"] == self.setting.label
 
@@ -162,10 +204,11 @@ class Page(anywidget.AnyWidget):
         shown = views.attention(setting, step, look, layer, head)
         if shown is None:
             none = views.no_attention(setting, step, layer, head)
-            shown = (self.views.get("attention") or none) | {"old": True}
+            shown = (self.attention or views.for_page(none)) | {"old": True}
         else:
-            shown |= {"label": setting.label}
-        money = views.cost(self._session.model, setting, step, look, self._machine)
+            shown = views.for_page(shown) | {"label": setting.label}
+        rates = self._machines.get(self._kind)
+        money = views.cost(self._session.model, setting, step, look, rates)
         self._show(attention=shown, cost=money, code=self._code(setting), **more)
 
 

@@ -8,12 +8,13 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from transformers import Cache
 
 from lib.cache.attention import Own, last_weights
-from lib.cache.baseline import make_cache
+from lib.cache.baseline import LARGE_CHUNK, any_chunk, make_cache
 from lib.cache.checks import check_ids
 from lib.compressors import Compressor, Held
 from lib.compressors.base import Around
@@ -82,31 +83,59 @@ class Reading:
     tokens: torch.Tensor
     setting: Setting
     copies: dict[int, Cache] = field(default_factory=dict)  # by tokens read
+    near: dict[int, Cache] = field(default_factory=dict)  # one more, just before the last look
+    done: int | None = None  # tokens that `run` has read, while it is under way
 
-    def run(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """After every chunk: tokens predicted so far, and their NLL with zeros behind (T - 1,)."""
+    def run(self, step: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+        """After every chunk: tokens predicted so far, and their NLL with zeros behind (T - 1,).
+
+        A look at `step` is cheap from then on.
+        """
         nll, cache = torch.zeros(len(self.tokens) - 1), self._new_cache()
-        ids, size = check_ids(self.model, self.tokens, 2), self.setting.chunk_size
-        for start in range(0, len(nll), size):
-            end = min(start + size, len(nll))
-            piece, _ = feed(self.model, ids[:, start : end + 1], size, cache)
-            nll[start:end] = piece[0]
-            self._keep(end, cache)
-            yield end, nll
+        ids, self.done = check_ids(self.model, self.tokens, 2), 0
+        try:
+            for start, end in pairwise(self._edges(len(nll), step)):
+                piece, _ = feed(self.model, ids[:, start : end + 1], end - start, cache)
+                nll[start:end] = piece[0]
+                self._keep(end, cache, end == step)
+                self.done = end
+                yield end, nll
+        finally:
+            self.done = None
 
     @torch.no_grad()
     def look(self, step: int) -> Iterator[Look | None]:
         """What the token at `step` attends to, at the end; None after each chunk before it."""
-        cache, done = self._before(step)
-        while done + self.setting.chunk_size <= step:
-            self._feed(cache, done, done + self.setting.chunk_size)
-            done += self.setting.chunk_size
+        (cache, done), size = self._before(step), self.setting.chunk_size
+        while (end := (done // size + 1) * size) <= step:
+            self._feed(cache, done, end)
+            done = end
             self._keep(done, cache)
             yield None
+        if self._any_chunk and done < step:
+            self._feed(cache, done, step)
+            done = step
+        if self._any_chunk:  # the next look is often at the step behind
+            self._keep(step, cache, near=True)
         tokens, watch = self._given(cache, done, step + 1), _Watch()
         self._feed(cache, done, step + 1, kv_watch=watch)
         seen = [own[:, keys] for own, keys in zip(tokens, watch.seen, strict=True)]
         yield Look(step, seen, watch.weights)
+
+    @property
+    def _any_chunk(self) -> bool:
+        """Whether chunks may end anywhere: else they are part of the method's definition."""
+        return any_chunk(self.setting.compressor())
+
+    def _edges(self, length: int, step: int | None) -> list[int]:
+        """Where the chunks of a run begin and end: at the `step` as well, if they may."""
+        size, edges = self.setting.chunk_size, [0]
+        for end in (step, length) if self._any_chunk and step and step < length else (length,):
+            start = edges[-1]
+            if self._any_chunk:  # of one size: a short one would take nearly as long
+                size = math.ceil((end - start) / math.ceil((end - start) / LARGE_CHUNK))
+            edges += [*range(start + size, end, size), end]
+        return edges
 
     def _new_cache(self) -> Cache:
         """An empty cache, whose method notes what it keeps where no rule says it."""
@@ -119,14 +148,20 @@ class Reading:
         ids = check_ids(self.model, self.tokens[start:end], 1)
         self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **more)
 
-    def _keep(self, done: int, cache: Cache) -> None:
+    def _keep(self, done: int, cache: Cache, near: bool = False) -> None:
         """Keep a copy of the cache after `done` tokens, if there is room for one from here."""
         if self.setting.method == BASELINE:  # of a dense cache a part is what it was before
-            self.copies = {done: cache}
+            if done > max(self.copies, default=0):
+                self.copies = {done: cache}
             return
-        chunks = math.ceil(len(self.tokens) / self.setting.chunk_size)
-        every = math.ceil(chunks * cache.nbytes / MOST_BYTES)
-        if done not in self.copies and done // self.setting.chunk_size % every == 0:
+        if near:
+            self.near = {done: copy.deepcopy(cache)}
+            return
+        if not self._any_chunk and done % self.setting.chunk_size:
+            return  # the text's end: a look at its last token is a step of the whole last chunk
+        apart = len(self.tokens) * cache.nbytes / MOST_BYTES
+        apart = max(apart, self.setting.chunk_size / 2)
+        if all(abs(done - other) >= apart for other in self.copies):
             self.copies[done] = copy.deepcopy(cache)
 
     def _before(self, step: int) -> tuple[Cache, int]:
@@ -136,8 +171,9 @@ class Reading:
             for index, layer in enumerate(self.copies[max(self.copies)].layers if done else ()):
                 cache.update(layer.keys[:, :, :done], layer.values[:, :, :done], index)
             return cache, done
-        done = max((at for at in self.copies if at <= step), default=0)
-        return (copy.deepcopy(self.copies[done]) if done else self._new_cache()), done
+        copies = self.copies | self.near
+        done = max((at for at in copies if at <= step), default=0)
+        return (copy.deepcopy(copies[done]) if done else self._new_cache()), done
 
     def _given(self, cache: Cache, start: int, end: int) -> list[torch.Tensor]:
         """Place in the text of each key that start .. end - 1 are given: by layer (Hkv, S)."""

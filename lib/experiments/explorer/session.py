@@ -1,7 +1,7 @@
 """One model and one text: losses, looks and costs of any setting, each computed once."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 
 import torch
 
@@ -15,13 +15,11 @@ READINGS, LOOKS, CURVES = 4, 64, 64
 
 
 class Session:
-    """Losses by setting are kept on disk, readings with their caches and looks in memory."""
+    """Losses and a look by setting are kept on disk, readings with their caches in memory."""
 
     def __init__(self, model, tokenizer, tokens: torch.Tensor):
         self.model, self.tokenizer, self.tokens = model, tokenizer, tokens
         self.store = Store(model, tokens)
-        self.running: Reading | None = None  # the one whose losses are being computed
-        self.done = 0  # and how many of its tokens have been read
         self._readings: OrderedDict[Setting, Reading] = OrderedDict()
         self._looks: OrderedDict[tuple[Setting, int], Look] = OrderedDict()
         self._curves: OrderedDict[Setting, dict] = OrderedDict()
@@ -41,20 +39,34 @@ class Session:
         """The text, token by token."""
         return pieces(self.tokenizer, self.tokens)
 
-    def compute(self, setting: Setting) -> Iterator[tuple[int, torch.Tensor]]:
-        """Tokens predicted so far and their NLL (T - 1,), until all are; kept when they are."""
+    @property
+    def threads(self) -> int:
+        """How many lines are best computed at once: an accelerator has enough to do with one."""
+        return torch.get_num_threads() if self.model.device.type == "cpu" else 1
+
+    def unknown(self, lines: Mapping[str, Setting]) -> dict[str, Setting]:
+        """Those of `lines` to compute: without sinks, chosen and window are the same."""
+        found: dict[Setting, str] = {}
+        for name, line in lines.items():
+            if self.store.get(line) is None:
+                found.setdefault(line.key, name)
+        return {name: lines[name] for name in found.values()}
+
+    def compute(self, setting: Setting, step: int | None = None) -> Generator:
+        """Tokens predicted so far and their NLL (T - 1,), until all are; kept when they are.
+
+        A look at `step` is cheap from then on.
+        """
         known = self.store.get(setting)
         if known is not None:
-            yield len(known), known
-            return
-        self.running, self.done = self._reading(setting), 0
-        try:
-            for done, nll in self.running.run():
-                self.done = done
-                yield done, nll
-            self.store.put(setting, nll)
-        finally:
-            self.running = None
+            return (x for x in [(len(known), known)])
+        return self._run(self._reading(setting), step)
+
+    def _run(self, reading: Reading, step: int | None) -> Generator:
+        for done, nll in reading.run(step):
+            if done == len(nll):
+                self.store.put(reading.setting, nll)
+            yield done, nll
 
     def nll(self, setting: Setting) -> torch.Tensor:
         """NLL of the whole text (T - 1,), computed now if it has to be."""
@@ -74,23 +86,30 @@ class Session:
 
     def known_look(self, setting: Setting, step: int) -> Look | None:
         """The look at a step, if it was taken before."""
-        return self._looks.get((setting.key, step))
+        return self._looks.get((setting.key, step)) or self.store.get_look(setting, step)
+
+    def keep_look(self, setting: Setting, step: int) -> None:
+        """Keep the look at a step for the next session, if it was taken."""
+        look = self._looks.get((setting.key, step))
+        if look is not None and self.store.get_look(setting, step) is None:
+            self.store.put_look(setting, look)
 
     def can_look(self, setting: Setting, step: int) -> bool:
         """Whether a look need not wait for the reading that is under way."""
-        same = self.running is not None and self.running.setting == setting.key
-        return not same or self.done >= step
+        reading = self._readings.get(setting.key)
+        known = self.known_look(setting, step) is not None
+        return known or reading is None or reading.done is None or reading.done >= step
 
     def looking(self, setting: Setting, step: int) -> Iterator[Look | None]:
         """The look at a step, at the end; None after each chunk of text before it."""
         look = self.known_look(setting, step)
         if look is None:
             for look in self._reading(setting).look(step):
-                if look is not None:  # kept first: at a yield this may end
-                    self._looks[setting.key, step] = look
-                    while len(self._looks) > LOOKS:
-                        self._looks.popitem(last=False)
-                yield None
+                if look is None:
+                    yield None
+            self._looks[setting.key, step] = look
+            while len(self._looks) > LOOKS:
+                self._looks.popitem(last=False)
         yield look
 
     def look(self, setting: Setting, step: int) -> Look:

@@ -11,6 +11,7 @@ from lib.cache.checks import POSITIONS
 from lib.cache.slots import Slots
 from lib.compressors import ROWS, Compressor, RecentOnly
 from lib.measure.rows import BASELINE, at_budget
+from lib.measure.stats import stretches
 from lib.names import display_name
 
 # `buffer` makes any method lazy, and presses of another project are not among the packages
@@ -111,9 +112,11 @@ class Setting:
             return {"buffer": f"buffer = {self.buffer}: allowed is 0 for {self.method}"}
         return {}
 
-    def code(self) -> str:
-        """One expression that evaluates the text `tokens` under this setting."""
+    def code(self, length: int) -> str:
+        """One expression for the perplexity that is shown of the text `tokens`, of that length."""
         method, more = self.compressor(), ""
+        read = 1 + stretches(torch.empty(length - 1)).numel()  # without the rest of 16 stretches
+        tokens = "tokens" if read == length else f"tokens[:{read}]"
         if method is not None:
             rows = "" if isinstance(method, RecentOnly) or self.has_sinks else self.method
             more = f', at_budget("{rows}", {self.budget}, {self.start_size})' if rows else ""
@@ -121,7 +124,7 @@ class Setting:
             more += "" if method.window else f", chunk_size={self.chunk_size}"
         more += f", buffer={self.buffer}" if self.buffer else ""
         more += f', positions="{self.positions}"' if self.positions != "in_cache" else ""
-        return f"evaluate(model, tokens{more}).ppl"
+        return f"evaluate(model, {tokens}{more}).ppl"
 
     def papermill(self, notebook: str, more: dict) -> str:
         """The line that runs `notebook` with this setting and with `more` of its parameters."""

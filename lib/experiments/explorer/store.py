@@ -1,4 +1,7 @@
-"""Losses that were computed before, by setting: in memory, and on disk for the next session."""
+"""What was computed before, by setting: in memory, and on disk for the next session.
+
+Losses of whole texts, and of each setting the look that was last taken with them.
+"""
 
 import hashlib
 import inspect
@@ -10,14 +13,18 @@ import torch
 from lib.measure.loss_code import loss_code
 from lib.paths import atomic_path, cache_dir
 
+from .reading import Look
 from .setting import Setting
+
+MOST_BYTES = 2**20  # of a look on disk: larger ones are taken anew
 
 
 class Store:
-    """NLL (T - 1,) of one model on one text, by `Setting.key`."""
+    """NLL (T - 1,) of one model on one text and a look at it, by `Setting.key`."""
 
     def __init__(self, model, tokens: torch.Tensor):
         self._known: dict[Setting, torch.Tensor] = {}
+        self._looks: dict[Setting, Look | None] = {}
         self._prefix = _digest(_code(), _weights(model), tokens.numpy().tobytes())
 
     def get(self, setting: Setting) -> torch.Tensor | None:
@@ -35,9 +42,40 @@ class Store:
         with atomic_path(self._path(setting)) as path:
             np.save(path, nll.numpy())
 
-    def _path(self, setting: Setting) -> Path:
+    def get_look(self, setting: Setting, step: int) -> Look | None:
+        """The look that was kept, if it is at `step`."""
+        setting = setting.key
+        if setting not in self._looks:
+            path = self._path(setting, "npz")
+            self._looks[setting] = _read(path) if path.exists() else None
+        look = self._looks[setting]
+        return look if look is not None and look.step == step else None
+
+    def put_look(self, setting: Setting, look: Look) -> None:
+        """Keep a look in the place of the one before, unless it is large."""
+        setting = setting.key
+        tokens = {f"tokens_{layer}": x.int().numpy() for layer, x in enumerate(look.tokens)}
+        weights = {f"weights_{layer}": x.numpy() for layer, x in enumerate(look.weights)}
+        arrays = tokens | weights
+        if sum(x.nbytes for x in arrays.values()) > MOST_BYTES:
+            return
+        self._looks[setting] = look
+        with atomic_path(self._path(setting, "npz")) as path:
+            np.savez(path, step=look.step, **arrays)
+
+    def _path(self, setting: Setting, kind: str = "npy") -> Path:
         name = _digest(self._prefix.encode(), repr(setting).encode())
-        return cache_dir() / "explorer" / f"{name[:24]}.npy"
+        return cache_dir() / "explorer" / f"{name[:24]}.{kind}"
+
+
+def _read(path: Path) -> Look:
+    with np.load(path) as kept:
+        layers = range(len(kept.files) // 2)
+        tokens, weights = (
+            [torch.from_numpy(kept[f"{name}_{layer}"]) for layer in layers]
+            for name in ("tokens", "weights")
+        )
+        return Look(int(kept["step"]), [x.long() for x in tokens], weights)
 
 
 def _digest(*parts: bytes) -> str:
@@ -45,8 +83,9 @@ def _digest(*parts: bytes) -> str:
 
 
 def _code() -> bytes:
-    """The code that a loss hangs on, and what a setting is: another version computes anew."""
-    return (loss_code() + inspect.getsource(inspect.getmodule(Setting))).encode()
+    """The code that this hangs on, and what a setting is: another version computes anew."""
+    modules = (inspect.getmodule(x) for x in (Setting, Look))
+    return (loss_code() + "".join(map(inspect.getsource, modules))).encode()
 
 
 def _weights(model) -> bytes:

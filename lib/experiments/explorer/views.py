@@ -1,6 +1,8 @@
 """What the explorer shows, as plain numbers and words: drawn by the page, and by `figure.py`."""
 
+import math
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 
@@ -9,7 +11,10 @@ from lib.measure.machine import Machine
 from lib.measure.stats import for_json, log_edges, nll_by_position, ppl_ci, ppl_ratio_ci, stretches
 
 from .reading import Look
-from .setting import Setting, held_by_rule
+from .setting import MOST_SINKS, Setting, held_by_rule
+
+MOST_BARS = 480  # about one a pixel
+BEHIND = 900  # tokens before the step whose text is shown, besides the first
 
 
 def curve(nll: torch.Tensor, done: int, before: dict | None = None) -> dict:
@@ -61,6 +66,26 @@ def no_attention(setting: Setting, step: int, layer: int, head: int) -> dict:
     sinks = setting.start_size if setting.has_sinks else 0
     found = {"step": step, "layer": layer, "head": head, "sinks": sinks, "first": sinks or 4}
     return found | {"tokens": [], "weights": None, "shares": None}
+
+
+def for_page(shown: dict) -> dict:
+    """What `attention` gives as the page needs it: no more than it can draw.
+
+    Of many tokens there are those whose text is shown, and `bars` of neighbours: of which token
+    each is the first, and the highest weight among them.
+    """
+    tokens, weights, n = shown["tokens"], shown["weights"], len(shown["tokens"])
+    shown = shown | {"seen": n}
+    if n <= 2 * MOST_BARS:
+        return shown
+    each = math.ceil((n - MOST_SINKS) / (MOST_BARS - MOST_SINKS))
+    edges = [*range(MOST_SINKS), *range(MOST_SINKS, n, each), n]
+    bars = {"tokens": [tokens[at] for at in edges[:-1]], "each": each, "weights": None}
+    near = [i for i, x in enumerate(tokens) if x < MOST_SINKS or x >= shown["step"] - BEHIND]
+    if weights is not None:
+        bars["weights"] = [max(weights[low:high]) for low, high in pairwise(edges)]
+        shown["weights"] = [weights[i] for i in near]
+    return shown | {"tokens": [tokens[i] for i in near], "bars": bars}
 
 
 def cost(model, setting: Setting, step: int, look: Look | None, machine: Machine | None) -> dict:

@@ -13,7 +13,7 @@ from .page import OF_STEP, OF_TEXT, Page, machine
 from .session import Session
 from .setting import Setting, lines_of
 from .text import TYPED, text_errors, text_tokens
-from .worker import Worker
+from .worker import Worker, together
 
 LIVE: "weakref.WeakSet[ExplorerWidget]" = weakref.WeakSet()  # one at a time computes
 
@@ -32,7 +32,6 @@ class ExplorerWidget(Page):
         super().__init__(session, setting, where, notebook)
         self._models = {self.controls["model"]: (session.model, session.tokenizer)}
         self._loaded = self._of_text()  # what the session is of
-        self._pins: list[dict] = []
         self.begun: list[Setting] = []  # what was computed, and what of it to the end
         self.ended: list[Setting] = []
         self._answering = None  # number of the change that the worker is at
@@ -74,10 +73,9 @@ class ExplorerWidget(Page):
     def _on_message(self, _, content: dict, buffers) -> None:
         """A button: pin, unpin, write or stop."""
         action = content.get("do")
-        if action == "pin" and (curve := self.views.get("curves", {}).get("chosen")):
+        if action == "pin" and (curve := self.curves.get("chosen")):
             self._pin(curve)
         elif action == "unpin":
-            self._pins = []
             self._show(pins=[])
         elif action == "write" and not self._loading() and not self._errors():
             self._worker.ask(self._write)
@@ -85,18 +83,12 @@ class ExplorerWidget(Page):
             self._stopped = True
             if self._loading():  # at once: a model may take minutes, and is dropped when it comes
                 self._adjust(**dict(zip(OF_TEXT, self._loaded, strict=True)))
-                self._show(errors=self._errors())
+                errors = self._errors()
+                self._show(errors=errors)
+                if not errors and self._begun_with != self.setting:
+                    self._show_known()
                 self._rest()
             self._worker.ask(self._stop)
-
-    def _pin(self, curve: dict) -> None:
-        """Keep a line beside the others; one that still grows would stay as it is now."""
-        if curve["done"] < curve["total"]:
-            told = "compare waits till the line is whole"
-            return self._show(status=self.views["status"] | {"text": told})
-        if curve not in self._pins:
-            self._pins = [*self._pins, curve][-4:]
-        return self._show(pins=self._pins)
 
     def _loading(self) -> bool:
         """Whether the controls name another model or text than the session's."""
@@ -111,60 +103,67 @@ class ExplorerWidget(Page):
         if self._loading():  # still, or in vain: not to be overtaken, nor forgotten
             return self._load()
         self._begun_with, self._stopped = None, False
-        if self._refused():
-            return self._worker.ask(self._stop)
-        self._begun_with = setting = self.setting
-        lines, known = lines_of(setting), self._known(setting)
-        curves = {name: self._curve(lines[name], nll, len(nll)) for name, nll in known.items()}
-        self._show(curves=curves, ratios=views.ratios(known), code=self._code(setting))
+        with self._at_once():
+            if self._refused():
+                return self._worker.ask(self._stop)
+            self._show_known()
+            label = self.setting.label
+            total = len(self._session.tokens) - 1  # told at once: a bar without an end moves
+            state = ("done", self._moved) if self._whole() else ("computing", label, 0, total)
+            self._status(*state, seq=self.controls.get("seq"))
+            return self._worker.ask(self._compute)
+
+    def _show_known(self) -> None:
+        """What is known of the setting takes the place of what is shown."""
+        self._begun_with = self.setting
+        self._show_lines(self.setting)
         self._show_step()
-        state = ("done", self._moved) if self._whole() else ("computing", setting.label)
-        self._status(*state, seq=self.controls.get("seq"))  # the last of the first answer
-        return self._worker.ask(self._compute)
 
     def _turn_to_step(self) -> None:
         """Look elsewhere; lines that were stopped stay so, those that were refused begin anew."""
-        failed = self.views["status"]["state"] == "failed"
+        failed = self.status["state"] == "failed"
         if self._loading() or failed or self._begun_with != self.setting:
             return self._begin()
         if not self._refused():
-            self._show_step(seq=self.controls.get("seq"))
+            with self._at_once():
+                if self.status["state"] == "done":
+                    self._status("done", "")
+                self._show_step(seq=self.controls.get("seq"))
             self._worker.look(self._look)
 
     def _compute(self) -> Iterator[None]:
         """The lines that are not known, growing; the look as soon as its step has been read."""
         self._answering, setting = self.controls.get("seq"), self.setting
-        for name, line in lines_of(setting).items():
-            known = self._session.store.get(line)
-            if known is None:
-                self.begun.append(line)
-                for done, nll in self._session.compute(line):
-                    curve = self._curve(line, nll, done)
-                    news = {"only_for": setting, "curves": self.views["curves"] | {name: curve}}
-                    self._status("computing", line.label, done, len(nll), **news)
-                    if name == "chosen":
-                        yield from self._look()
-                    yield
-                self.ended.append(line)
-                ended = [line.label for line in self.ended[-50:]]
-                self._show(setting, ratios=views.ratios(self._known(setting)), ended=ended)
-            elif name not in self.views["curves"]:  # without sinks, chosen and window are the same
-                curve = self._curve(line, known, len(known))
-                self._show(setting, curves=self.views["curves"] | {name: curve})
+        session, lines, step = self._session, lines_of(setting), self.controls["step"]
+        unknown = session.unknown(lines)
+        self.begun += unknown.values()
+        runs = {name: session.compute(line, step) for name, line in unknown.items()}
+        for found in together(runs, session.threads):
+            new = {name: self._curve(lines[name], nll, done) for name, (done, nll) in found.items()}
+            self.ended += [lines[x] for x, curve in new.items() if curve["done"] == curve["total"]]
+            finished = [line.label for line in self.ended[-50:]]
+            told = [next(iter(new.values()))[x] for x in ("label", "done", "total")]
+            news = {"curves": self.curves | new, "finished": finished}
+            news["ratios"] = views.ratios(self._known(setting))
+            self._status("computing", *told, only_for=setting, **news)
             yield from self._look()
+            yield
+        if unknown:
+            self._show_lines(setting)
+        yield from self._look()
+        session.keep_look(setting, step)
 
     def _look(self) -> Iterator[None]:
         """What the chosen step attends to, unless that is shown or has not been read yet."""
         self._answering, wanted = self.controls.get("seq"), (self.setting, self.controls["step"])
         if self._errors():  # of the step, layer or head: the lines go on behind them
             return
-        if self._session.known_look(*wanted) is None:
-            if not self._session.can_look(*wanted):
-                return
-            for look in self._session.looking(*wanted):
-                if look is None:
-                    self._status("computing", f"attention at step {wanted[1]:,}")
-                    yield
+        if not self._session.can_look(*wanted):
+            return
+        for look in self._session.looking(*wanted):
+            if look is None:
+                self._status("computing", f"attention at step {wanted[1]:,}")
+                yield
         if not self._errors() and not self._shown_weights():  # typed in the meantime
             self._show_step()
 
@@ -202,7 +201,7 @@ class ExplorerWidget(Page):
         yield
         if wanted != self._of_text():
             return
-        self._session, self._pins, self._loaded = session, [], wanted
+        self._session, self._loaded = session, wanted
         self._show_session()
         layers, heads = self._session.shape
         most = {"step": len(tokens) - 1, "layer": layers - 1, "head": heads - 1}
@@ -218,7 +217,7 @@ class ExplorerWidget(Page):
 
     def _stop(self) -> Iterator[None]:
         """Leave things as they are."""
-        self._rest()
+        self._answering = self.controls.get("seq")
         yield from ()
 
     def _rest(self) -> None:
@@ -240,9 +239,12 @@ class ExplorerWidget(Page):
 
     def _when_idle(self) -> None:
         """All is shown that was asked for."""
-        if self.views["status"]["state"] in ("computing", "writing", "stopped"):
-            self._rest()
-        self._show(settled=self._answering)
-        if self._machine is None:
-            self._machine = machine(self._session.model.device, self._session.model.dtype)
+        with self._at_once():
+            if self._worker.wanted:  # since a moment ago
+                return
+            if self.status["state"] in ("computing", "writing", "stopped"):
+                self._rest()
+            self._show(settled=self._answering)
+        if self._kind not in self._machines:
+            self._machines[self._kind] = machine(*self._kind)
             self._show_step()

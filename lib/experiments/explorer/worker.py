@@ -4,9 +4,42 @@ A job is a generator: wherever it yields, a newer one may take its place.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
 
 Job = Callable[[], Iterator[None]]
+
+
+def together(jobs: Mapping[str, Generator], threads: int) -> Iterator[dict[str, Any]]:
+    """What each of `jobs` yields next, by its name, until all have ended.
+
+    As many take their turn at once as there are `threads`, which they share: a small model gains
+    more from two lines on a thread each than from two threads on a line. Between turns none runs.
+    """
+    left, whole = dict(jobs), torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            while left:
+                names = list(left)[:threads]
+                share = max(1, threads // len(names))
+                turns = [pool.submit(_turn, left[name], share) for name in names]
+                found = {name: turn.result() for name, turn in zip(names, turns, strict=True)}
+                left = {name: job for name, job in left.items() if found.get(name, job) is not None}
+                if results := {name: x for name, x in found.items() if x is not None}:
+                    yield results
+    finally:
+        torch.set_num_threads(whole)  # what threads to come begin with
+        for job in jobs.values():
+            job.close()
+
+
+def _turn(job: Generator, threads: int) -> Any:
+    """What `job` yields next, or None at its end, computed by so many `threads`."""
+    torch.set_num_threads(threads)  # of this thread only
+    return next(job, None)
 
 
 class Worker:
@@ -31,6 +64,11 @@ class Worker:
     def look(self, job: Job) -> None:
         """Run `job` between the yields of what was asked for."""
         self._put("_looked", job)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether something was asked for that has not begun."""
+        return bool(self._asked or self._looked)
 
     def wait(self, seconds: float) -> bool:
         """Whether all was done within so many seconds."""
@@ -74,7 +112,7 @@ class Worker:
                 self._go(job, self._overtaken)
             if not self._asked:
                 self._look()
-            if not self._asked and not self._looked and not self._ended:
+            if not self.wanted and not self._ended:
                 try:
                     self._idle()
                 except Exception as error:  # this thread must live on
