@@ -242,7 +242,7 @@ def test_rates_are_those_of_the_model_s_numbers(page, monkeypatch):
     monkeypatch.setattr(widget, "machine", lambda *kind: asked.append(kind) or Machine(1e8, 1e9))
     doubled = cached_model("llama", torch.float64), Letters()
     monkeypatch.setattr(widget, "load_model", lambda _: doubled)
-    monkeypatch.setattr(widget, "text_tokens", lambda *_: IDS)
+    monkeypatch.setattr(widget, "text_tokens", lambda *_, **__: IDS)
     before = page.views["cost"]["dense"]["tokens_per_s"]
     page.set(model="double")
     assert page.wait()["cost"]["dense"]["tokens_per_s"] < before
