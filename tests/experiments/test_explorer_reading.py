@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from reference import cached_model, tiny_ids, windows
+from decoders import tiny, tiny_config
+from reference import VOCAB, cached_model, tiny_ids, windows
 
 from lib import evaluate
 from lib.cache.baseline import make_cache
@@ -54,6 +55,41 @@ def test_a_dense_step_attends_as_the_whole_map_says(family):
         for layer, weights in enumerate(look.weights):
             assert look.tokens[layer].tolist() == [list(range(step + 1))]
             torch.testing.assert_close(weights, maps[layer, :, step, : step + 1], atol=1e-5, rtol=0)
+
+
+def test_a_window_of_the_model_s_own_is_what_is_seen():
+    reading = read("mistral_sliding", Setting("baseline"))
+    maps = attention_maps(reading.model, IDS)[:, 0]
+    list(reading.run())
+    for step in (10, 39, 40, 255, 299):
+        look = last(reading.look(step))
+        for layer, weights in enumerate(look.weights):
+            tokens = list(range(max(0, step - 39), step + 1))
+            assert look.tokens[layer].tolist() == [tokens]
+            torch.testing.assert_close(weights, maps[layer, :, step, tokens], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["baseline", "streaming", "fix_l2_low"])
+def test_layers_that_share_keys_and_values(method):
+    """Each of the four layers is seen to attend to what the two that cache hold."""
+    model = tiny(tiny_config("gemma4_text", sliding_window=400, vocab_size=VOCAB))
+    reading = Reading(model, IDS, Setting(method, 2, 30))
+    list(reading.run())
+    look = last(reading.look(250))
+    kinds = model.config.layer_types
+    assert len(look.weights) == len(kinds) == 4
+    for layer, weights in enumerate(look.weights):
+        assert torch.equal(look.tokens[layer], look.tokens[kinds.index(kinds[layer])])
+        torch.testing.assert_close(weights.sum(1), torch.ones(len(weights)), atol=1e-5, rtol=0)
+
+
+def test_attention_that_can_t_be_looked_at():
+    reading = Reading(
+        tiny(tiny_config("falcon", vocab_size=VOCAB)), IDS, Setting("streaming", 2, 30)
+    )
+    list(reading.run())
+    with pytest.raises(ValueError, match="to look at it"):
+        list(reading.look(250))
 
 
 @pytest.mark.parametrize("positions", ["in_cache", "original"])

@@ -16,10 +16,12 @@ from transformers import Cache
 from lib.cache.attention import Own, last_weights
 from lib.cache.baseline import LARGE_CHUNK, any_chunk, make_cache
 from lib.cache.checks import check_ids
+from lib.cache.probe import cached_by, probe
 from lib.compressors import Compressor, Held
 from lib.compressors.base import Around
 from lib.measure.perplexity import feed
 from lib.measure.rows import BASELINE
+from lib.require import require
 
 from .setting import Setting
 
@@ -119,7 +121,13 @@ class Reading:
             self._keep(step, cache, near=True)
         tokens, watch = self._given(cache, done, step + 1), _Watch()
         self._feed(cache, done, step + 1, kv_watch=watch)
-        seen = [own[:, keys] for own, keys in zip(tokens, watch.seen, strict=True)]
+        what = "one that takes its attention from transformers' AttentionInterface, to look at it"
+        require(bool(watch.seen), "model", type(self.model).__name__, what)
+        # a layer with a window of its own is given the last tokens only
+        seen = [
+            own[:, -given:][:, keys]
+            for own, given, keys in zip(tokens, watch.given, watch.seen, strict=True)
+        ]
         yield Look(step, seen, watch.weights)
 
     @property
@@ -167,8 +175,12 @@ class Reading:
     def _before(self, step: int) -> tuple[Cache, int]:
         """A cache of the reading before `step`, to be fed, and how many tokens it has read."""
         if self.setting.method == BASELINE:
-            cache, done = self._new_cache(), min(step, max(self.copies, default=0))
-            for index, layer in enumerate(self.copies[max(self.copies)].layers if done else ()):
+            cache, read = self._new_cache(), max(self.copies, default=0)
+            layers = self.copies[read].layers if read else ()
+            if any(x.keys is None or x.keys.shape[2] < read for x in layers):
+                return cache, 0  # a layer has a window of its own, or is another's: read anew
+            done = min(step, read)
+            for index, layer in enumerate(layers if done else ()):
                 cache.update(layer.keys[:, :, :done], layer.values[:, :, :done], index)
             return cache, done
         copies = self.copies | self.near
@@ -184,7 +196,8 @@ class Reading:
         if isinstance(method, Noting):
             if not start:
                 return [new[None]] * layers
-            held = (method.tokens(i, *x.keys.shape[1:3]) for i, x in enumerate(cache.layers))
+            held = [method.tokens(i, *x.keys.shape[1:3]) for i, x in enumerate(cache.layers)]
+            held = [held[i] for i in cached_by(probe(self.model))]
             return [torch.cat((old, new.expand(len(old), -1)), dim=1) for old in held]
         front, held = cache.store.front(start), cache.store.used(start)
         recent = torch.arange(start - (held - front), end)
@@ -195,6 +208,7 @@ class _Watch:
     """Notes what the last query of a step attends to in every layer, as attention is called."""
 
     def __init__(self):
+        self.given: list[int] = []  # keys
         self.seen: list[torch.Tensor] = []
         self.weights: list[torch.Tensor] = []
 
@@ -203,5 +217,6 @@ class _Watch:
         own = {field: options.get(name) for name, field in names.items()}
         own = Own(**own, window=options.get("sliding_window"))
         seen, weights = last_weights(query, key, step, len(self.seen), own)
+        self.given.append(key.shape[2])
         self.seen.append(seen.cpu())
         self.weights.append(weights.float().cpu())
