@@ -58,22 +58,20 @@ def check_layers(model, layers: list, compressor: Compressor, buffer: int) -> in
     what = "None: the model doesn't tell its attention, which long prompts of this method need"
     require(configured is None or told, "sliding_window", configured, what)
     if compressor.window is None:
-        for i, layer in enumerate(layers):
-            if i not in compressor.skip_layers:
-                _check_looks(layer, compressor, bool(compressor.layer_queries(i, len(layers))))
+        looks = [bool(compressor.layer_queries(i, len(layers))) for i in range(len(layers))]
+        for i, (layer, at_attention) in enumerate(zip(layers, looks, strict=True)):
+            what = (
+                "a method that looks at positions only (or at attention, if all heads share what "
+                "is cached): this model doesn't cache what its queries meet, head by head"
+            )
+            told = layer.direct or (layer.shared and at_attention) or i in compressor.skip_layers
+            require(told, "compressor", compressor.name, what)
+        what = (
+            "a method that doesn't look at attention: this model attends several times to one cache"
+        )
+        once = all(len(layer.readers) == 1 for layer in layers)
+        require(once or not any(looks), "compressor", compressor.name, what)
     return own
-
-
-def _check_looks(layer, compressor: Compressor, at_attention: bool) -> None:
-    """Refuse a method that looks at a layer's keys or attention where these don't tell it all."""
-    what = (
-        "a method that looks at positions only (or at attention, if all heads share what is "
-        "cached): this model doesn't cache what its queries meet, head by head"
-    )
-    told = layer.direct or (layer.shared and at_attention)
-    require(told, "compressor", compressor.name, what)
-    what = "a method that doesn't look at attention: this model attends several times to one cache"
-    require(len(layer.readers) == 1 or not at_attention, "compressor", compressor.name, what)
 
 
 def check_checkpointing(model) -> None:
@@ -108,6 +106,12 @@ def check_positions(position_ids: torch.Tensor | None, own: torch.Tensor | int, 
             "all of the text, or a mask over all of it; reset() the cache before another text)"
         )
         require(False, "position_ids", position_ids.flatten()[:8].tolist(), what)
+
+
+def check_table(places: int | None, tokens: int) -> None:
+    """Refuse to go beyond a table of so many `places`, from which a model takes its positions."""
+    what = f"at most {places} in the cache and a step: positions are in a table"
+    require(places is None or tokens <= places, "tokens", tokens, what)
 
 
 def check_method(

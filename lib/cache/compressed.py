@@ -25,6 +25,7 @@ from .checks import (
     check_method,
     check_output_attentions,
     check_positions,
+    check_table,
     check_takes_masks,
     new_pads,
 )
@@ -68,11 +69,11 @@ class CompressedCache(Holding):
         self.compressor = copy.deepcopy(compressor)
         self.buffer, self.positions, self.prefill = buffer, positions, prefill
         self.static = static
-        model = None
-        if not isinstance(model_or_config, PreTrainedConfig):
+        model, config = None, model_or_config
+        if not isinstance(config, PreTrainedConfig):
             model_or_config = model = transformers_model(model_or_config)
-        config = (model_or_config if model is None else model.config).get_text_config()
-        check_config(config, compressor, buffer)
+            config = model.config
+        check_config(config.get_text_config(), compressor, buffer)
         self.turns = positions == "in_cache"
         rotations = (find_rotations if self.turns else unturned)(model_or_config)
         own_window, readers, self.shares = None, range(len(rotations)), False
@@ -214,12 +215,14 @@ class CompressedCache(Holding):
 
     def _rebase(self, n: int) -> None:
         """Keep positions small; distances, all that RoPE sees, stay the same."""
-        longest = max(self.cached_lengths)
-        highest = min(longest + max(REBASE_EVERY, n), self.last_position or math.inf)
-        if not self.turns or self.position + n <= highest:
-            return
-        self.store.rebase(self.layers, self.seen, self.position, longest)
-        self.position = longest
+        to, table = max(self.cached_lengths), self.last_position
+        if table is not None and self.store.pads is not None:  # no table knows places below 0
+            to += int(self.store.pads.max())
+        highest = min(to + max(REBASE_EVERY, n), table or math.inf)
+        # sinks count as rotated where they stand in the text: not before all rows have theirs
+        if self.turns and self.position + n > highest and not self.store.awaits_sinks(self.seen):
+            self.store.rebase(self.layers, self.seen, self.position, to)
+            self.position = to
 
     def _places(self, n: int, device) -> torch.Tensor | int:
         """Where the next `n` tokens stand in their rows' texts, (1 or B, n) or one for all."""
@@ -231,13 +234,10 @@ class CompressedCache(Holding):
         positions = torch.arange(self.position, self.position + n, device=device)[None]
         if self.store.pads is not None:
             positions = positions - self.store.pads
-        if self.last_position is not None:
-            highest = self.position + n
-            what = f"at most {self.last_position} in the cache and a step: positions are in a table"
-            require(highest <= self.last_position, "tokens", highest, what)
-        # pads stand below 0, which no table knows
-        in_table = self.last_position is not None or not self.turns
-        return positions.clamp(min=0) if in_table else positions
+        check_table(self.last_position, self.position + n)
+        if self.turns and self.last_position is None:
+            return positions
+        return positions.clamp(min=0)  # pads stand below, which no table knows
 
     def _take_pads(self, attention_mask, n: int, attention: str) -> None:
         """Note how many pads each row has in front; refuse what can't be kept exact."""

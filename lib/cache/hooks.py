@@ -12,6 +12,7 @@ goes to the function that the model names.
 import copy
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -133,8 +134,8 @@ def _step(model, args, kwargs):
     given = kwargs.get("attention_mask"), own, kwargs.get("position_ids"), bool(weights)
     told = cache.step(n, tokens.device, *given)
     cache.under_way = True
-    if by_mask_only(model):
-        told.pop("kv_step", None)
+    if by_mask_only(model) and told.pop("kv_step", None) is not None:
+        told["attention_mask"].fill_(math.nan)  # a copy, which has lost its step, shows
     return (), kwargs | told
 
 

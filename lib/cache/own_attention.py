@@ -28,6 +28,9 @@ def check_attention(model: PreTrainedModel) -> None:
     ours = {kind for kind in kinds if kind.__name__ in METHODS + FUNCTIONS}
     what = "one that takes its attention from transformers' AttentionInterface"
     require(bool(ours) or not by_mask_only(model), "model", type(model).__name__, what)
+    if any(kind.__name__ in FUNCTIONS for kind in ours):
+        name = model.config._attn_implementation
+        require(name == "sdpa", "attn_implementation", name, "'sdpa' for this model")
     for kind in ours - _wrapped:
         by_method = kind.__name__ in METHODS
         name, wrap = ("_attn", _method) if by_method else ("forward", _forward)

@@ -125,6 +125,10 @@ class ScatteredLayer(Layer):
             self.source_position = gather_tokens(self.source_position, index)
             self.turn_to(self.step.position + self.step.n)
 
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Take the rows `beam_idx`: not in place, since a tensor may be of inference mode."""
+        self.take(beam_idx)
+
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` tokens."""
         for name, x in self.tensors().items():
@@ -186,6 +190,10 @@ class ScatteredStore:
     def is_causal(self, n: int, seen: int) -> bool:
         """Whether the model's own causal mask is right for `n` tokens more."""
         return not self.scored and (n == 1 or len(set(self.lengths(seen))) == 1)
+
+    def awaits_sinks(self, seen: int) -> bool:
+        """There is no padding."""
+        return False
 
     def rebase(self, layers: list[ScatteredLayer], seen: int, position: int, to: int) -> None:
         """Let the tokens that stand before `position` stand before `to`."""

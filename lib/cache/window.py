@@ -88,6 +88,10 @@ class WindowStore(Slots):
         """Whether the model's own causal mask is right for `n` tokens more."""
         return self.pads is None and (n == 1 or self.is_plain(n, seen))
 
+    def awaits_sinks(self, seen: int) -> bool:
+        """Whether a row has not got all its sinks yet: it began with pads."""
+        return self.pads is not None and seen < int(self.pads.max()) + self.start_size
+
     def rebase(self, layers: list[WindowLayer], seen: int, position: int, to: int) -> None:
         """Let the tokens that stand before `position` stand before `to`."""
         window = slice(self.first + self.front(seen), self.first + self.used(seen))

@@ -10,6 +10,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lib.cache.attention import NAME
+from lib.cache.hooks import transformers_model
 from lib.require import require
 
 from .machine import now
@@ -48,7 +49,8 @@ class AttentionWatch:
 @contextmanager
 def watched_attention(model) -> Iterator[AttentionWatch]:
     """Time each call of the model's attention function, or of ours in its place, in the block."""
-    own = model.config._attn_implementation
+    own, what = model.config._attn_implementation, "one that takes it from AttentionInterface"
+    require(transformers_model(model)._can_set_attn_implementation(), "attention", own, what)
     allowed = "one of transformers' attention functions, such as 'sdpa'"
     require(own in ALL_ATTENTION_FUNCTIONS, "attn_implementation", own, allowed)
     watch = AttentionWatch(model.device)

@@ -76,10 +76,11 @@ def share_of_limit(seconds_per_token: float, work: Work, machine: Machine) -> fl
 
 
 def cache_shape(model) -> tuple[int, int, int]:
-    """Layers, heads of keys and values, dimensions of a head."""
+    """Layers that cache, heads of keys and values, dimensions of a head."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return config.num_hidden_layers, heads, head_width(config)
+    shared = getattr(config, "num_kv_shared_layers", None) or 0
+    return config.num_hidden_layers - shared, heads, head_width(config)
 
 
 def cache_bytes_per_token(model) -> int:
@@ -100,8 +101,9 @@ def _linear_flops(model) -> int:
 
 def _attention_flops(model, keys: int) -> int:
     """FLOPs of one query that sees `keys` keys, in all layers and heads."""
-    layers, _, width = cache_shape(model)
-    return 4 * layers * model.config.get_text_config().num_attention_heads * width * keys
+    config = model.config.get_text_config()
+    heads = config.num_hidden_layers * config.num_attention_heads
+    return 4 * heads * head_width(config) * keys
 
 
 def _weight_bytes(model, batch: int) -> int:

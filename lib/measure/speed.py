@@ -66,7 +66,7 @@ def _run(model, ids, method, new_tokens: int, buffer: int, machine: Machine) -> 
     """One generation and what it took."""
     with watched_attention(model) as attention:
         result = generate(model, ids, method, new_tokens, buffer=buffer)
-    layers, steps = len(result.layer_lengths), new_tokens - 1
+    layers, steps = model.config.get_text_config().num_hidden_layers, new_tokens - 1
     decoding = attention.seconds[-steps * layers :]
     held = result.cache_lengths[len(result.cache_lengths) // 2]
     return {

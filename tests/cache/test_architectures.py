@@ -1,11 +1,15 @@
 """Those of transformers' decoders that differ most; `benchmarks/architectures.py` runs them all."""
 
+import sys
+
 import pytest
 import torch
+import transformers.masking_utils as masking
 from decoders import sweep, tiny, tiny_config
 from torch.nn.functional import pad
 
-from lib import CompressedCache, StreamingLLM, evaluate
+from lib import TOVA, CompressedCache, StreamingLLM, evaluate
+from lib.cache import compressed
 
 EXACT = [
     "gpt_neox",  # a part of a head's dims, parallel layers
@@ -105,6 +109,54 @@ def test_a_table_of_positions_ends():
     model = tiny(tiny_config("gptj", n_positions=64))
     with pytest.raises(ValueError, match="tokens=.*allowed is at most 64 in the cache and a step"):
         evaluate(model, ids, StreamingLLM(3, 60), 7)
+
+
+@pytest.mark.parametrize("model_type", ["llama", *OWN])
+@pytest.mark.parametrize("pads", [5, 13, 30, 57])
+@pytest.mark.parametrize("every", [16, 1024])
+def test_rows_that_begin_late(model_type, pads, every, monkeypatch):
+    """A padded row is as alone, though positions began again before it had its sinks."""
+    monkeypatch.setattr(compressed, "REBASE_EVERY", every)
+    model = tiny(tiny_config(model_type, sliding_window=128))
+    ids = torch.arange(1, 81).expand(2, -1).clone()
+    mask = torch.ones_like(ids)
+    ids[1, :pads] = mask[1, :pads] = 0
+    logits = []
+    for rows, skipped in ((slice(0, 2), 0), (slice(0, 1), 0), (slice(1, 2), pads)):
+        cache, parts = CompressedCache(model, StreamingLLM(3, 9)), []
+        for start in range(skipped, 80, 7):
+            piece, seen = slice(start, start + 7), slice(skipped, min(start + 7, 80))
+            more = {"attention_mask": mask[rows, seen], "past_key_values": cache}
+            with torch.no_grad():
+                parts.append(model(input_ids=ids[rows, piece], **more).logits)
+        logits.append(torch.cat(parts, dim=1))
+    together, first, second = logits
+    torch.testing.assert_close(together[:1], first, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together[1:, pads:], second, atol=1e-5, rtol=1e-5)
+
+
+def test_methods_that_look_at_attention_refuse_shared_layers_that_they_would_skip():
+    model = tiny(tiny_config("gemma4_text"))
+    with pytest.raises(ValueError, match="doesn't look at attention"):
+        CompressedCache(model, TOVA(12, skip_layers=(1,)))
+
+
+@pytest.mark.parametrize("model_type", ["gptj", "falcon"])
+def test_a_mask_that_has_lost_its_step_shows(model_type, monkeypatch):
+    """As one that was copied to another device: NaN, not a text in which all see all."""
+    model = tiny(tiny_config(model_type))
+    own = masking.create_causal_mask
+    module = sys.modules[type(model).__module__]
+    lost = lambda **given: own(**given | {"attention_mask": given["attention_mask"].clone()})  # noqa: E731
+    cache = CompressedCache(model, StreamingLLM(3, 9))
+    monkeypatch.setattr(module, "create_causal_mask", lost)
+    assert model(input_ids=torch.arange(1, 41)[None], past_key_values=cache).logits.isnan().any()
+
+
+def test_falcon_needs_the_fused_function():
+    model = tiny(tiny_config("falcon", attn_implementation="eager"))
+    with pytest.raises(ValueError, match="attn_implementation='eager': allowed is 'sdpa'"):
+        CompressedCache(model, StreamingLLM(3, 9))
 
 
 def test_a_window_that_attention_is_not_told_of():
