@@ -82,6 +82,6 @@ test: setup ## check format and lint, run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8
 
 clean: ## remove caches and what broken runs left (results/ and .venv stay)
-	rm -rf .pytest_cache .ruff_cache .hypothesis results/.staging-* results/*/.staging-* results/sweep/runs/*/.staging-* results/interactive *.egg-info build
+	rm -rf .pytest_cache .ruff_cache .hypothesis results/.staging-* results/*/.staging-* results/sweep/runs/*/.staging-* *.egg-info build
 	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints -o -name '.writing-*' \) \
 	-type d -prune -exec rm -rf {} +

@@ -2,6 +2,7 @@
 
 import math
 import threading
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from reference import cached_model, tiny_ids
 import lib
 from lib import RecentOnly, StreamingLLM, evaluate, generate, load_tokenizer
 from lib.experiments.explorer import figure, views, widget, writing
+from lib.experiments.explorer.reading import Reading
 from lib.experiments.explorer.session import Session
-from lib.experiments.explorer.setting import OFFERED, Setting, refuse
+from lib.experiments.explorer.setting import OFFERED, Setting, fit, refuse
 from lib.experiments.explorer.text import text_errors, text_tokens
 from lib.experiments.explorer.widget import ExplorerWidget
 from lib.experiments.explorer.worker import Worker, together
@@ -295,6 +297,70 @@ def test_another_text(page):
     assert shown["status"]["text"] == "step moved to 89"
     page.set(step=88)
     assert page.wait()["status"]["text"] == ""
+
+
+def test_a_text_that_was_mistyped_and_is_restored_loses_nothing(page):
+    page._on_message(page, {"do": "pin"}, [])
+    pins, curves = page.pins, page.curves
+    page.set(seq_len=3)
+    assert page.wait()["errors"]
+    page.set(seq_len=WHERE["seq_len"])
+    page.wait()
+    assert (page.pins, page.curves, page.errors) == (pins, curves, {})
+    assert page.status["state"] == "done"
+
+
+def test_another_model_s_attention_is_not_shown(page, monkeypatch):
+    shown = []
+    page.observe(lambda change: shown.append(change.new), names="attention")
+    monkeypatch.setattr(widget, "load_model", lambda _: (cached_model("llama"), Letters()))
+    monkeypatch.setattr(widget, "text_tokens", lambda *_, **__: IDS)
+    page.set(model="other")
+    page.wait()
+    assert shown[0] is None
+    assert len(shown[-1]["shares"]) == 2
+
+
+def test_lines_go_on_where_attention_can_t_be_looked_at(page, monkeypatch):
+    def refused(self, step):
+        raise ValueError("model='Falcon': allowed is one to look at")
+        yield
+
+    monkeypatch.setattr(Reading, "look", refused)
+    page.set(recent_size=20)
+    views = page.wait()
+    assert views["errors"] == {"layer": "model='Falcon': allowed is one to look at"}
+    assert views["status"]["state"] == "done"
+    assert all(line["done"] == line["total"] for line in views["curves"].values())
+
+
+@pytest.mark.parametrize(("buffer", "window"), [(0, 60), (50, 60), (512, 512)])
+def test_what_a_smaller_model_moves_is_allowed_there(buffer, window):
+    model = cached_model("neox_25")  # of 64 tokens
+    setting = Setting("streaming", 4, window, buffer)
+    controls = asdict(setting) | {"step": 90, "layer": 9, "head": 9}
+    moved, words = fit(setting, controls, model, 50)
+    sizes = {x: moved[x] for x in ("recent_size", "buffer") if x in moved}
+    refuse(replace(setting, **sizes), model, 50, 49, 1, 1)
+    assert {"step": 49, "layer": 1, "head": 1}.items() <= moved.items()
+    assert "step moved to 49" in words
+
+
+def test_a_new_explorer_has_its_threads_though_an_old_one_shares_them(page):
+    before = torch.get_num_threads()
+    try:
+        threading.Thread(target=torch.set_num_threads, args=(1,)).start()  # as in a turn
+        jobs, found = Worker(print, lambda: None), []
+
+        def job():
+            found.append(torch.get_num_threads())
+            yield
+
+        jobs.ask(job)
+        assert jobs.wait(10)
+        assert found == [before]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_pinned_settings_stay(page):

@@ -202,7 +202,7 @@ function render({ model, el }) {
     const held = new Map((attention?.tokens ?? []).map((token, i) => [token, attention.weights ? attention.weights[i] : 0]));
     const step = attention?.step ?? model.get("controls").step, top = Math.max(...(attention?.bars?.weights ?? held.values()), 1e-9);
     const token = (i) => {
-      const kind = i === step ? "now" : i > step ? "ahead" : !held.has(i) ? "gone" : i < attention.sinks ? "sink" : "kept";
+      const kind = i === step ? "now" : i > step || !attention ? "ahead" : !held.has(i) ? "gone" : i < attention.sinks ? "sink" : "kept";
       const weight = held.get(i) ?? 0, heat = Math.sqrt(weight / top);
       const dark = weight ? ` style="background:rgba(var(--heat),${heat.toFixed(2)})${heat > 0.5 ? ";color:#111" : ""}"` : "";
       const said = `token ${i}: ${{ now: "current", ahead: "ahead", gone: "evicted", sink: "sink", kept: "kept" }[kind]}${weight ? `, attention ${(100 * weight).toFixed(1)}%` : ""}`;
@@ -219,7 +219,10 @@ function render({ model, el }) {
   }
 
   function drawAttention(attention) {
-    if (!attention) return;
+    if (!attention) {
+      for (const part of ["attention", "attentionTitle", "share", "shareTitle"]) view[part].replaceChildren();
+      return;
+    }
     const W = Math.max(300, view.attention.clientWidth || 520), H = 132, { sinks, old } = attention;
     // many tokens share bars, as high as the highest of each
     const { tokens, weights, each = 1 } = attention.bars ?? attention, n = tokens.length;
@@ -237,6 +240,7 @@ function render({ model, el }) {
     view.share.innerHTML = `<svg viewBox="0 0 ${W} 76" aria-hidden="true">${share.join("")}<line class="axis" x1="34" x2="${W - 6}" y1="60" y2="60"/></svg>`;
     view.share.querySelectorAll("[data-layer]").forEach((bar) => bar.addEventListener("click", () => change({ layer: Number(bar.dataset.layer) })));
     view.shareTitle.innerHTML = `Share on the ${sinks ? `${sinks} sinks` : `text's first ${attention.first} tokens`} <small>by layer (click), mean of heads</small>`;
+    view.share.classList.toggle("old", !!old || !weights);
     view.share.setAttribute("aria-label", `${view.shareTitle.textContent}: ${shares.map((x) => `${Math.round(100 * x)}%`).join(", ")}`);
   }
 

@@ -88,7 +88,7 @@ class Session:
         """The look at a step, if it was taken before."""
         return self._looks.get((setting.key, step)) or self.store.get_look(setting, step)
 
-    def keep_look(self, setting: Setting, step: int) -> None:
+    def keep_look(self, setting: Setting, step: int | None) -> None:
         """Keep the look at a step for the next session, if it was taken."""
         look = self._looks.get((setting.key, step))
         if look is not None and self.store.get_look(setting, step) is None:

@@ -1,7 +1,7 @@
 """What the controls of the explorer hold, what they allow, and the same as a line to type."""
 
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
 import torch
@@ -160,6 +160,18 @@ def place_errors(model, length: int, step: int, layer: int, head: int) -> dict[s
         for name in most
         if not isinstance(given[name], int) or not 0 <= given[name] < most[name]
     }
+
+
+def fit(setting: Setting, controls: Mapping, model, length: int) -> tuple[dict[str, int], str]:
+    """Controls that this model and a text of `length` tokens move, and that in words."""
+    config = model.config.get_text_config()
+    room = model_limit(model) - (setting.budget - setting.recent_size)
+    most = {"buffer": max(0, room - LEAST_WINDOW), "step": length - 1}
+    most["recent_size"] = room - min(controls["buffer"], most["buffer"])
+    most |= {"layer": config.num_hidden_layers - 1, "head": config.num_attention_heads - 1}
+    moved = {name: high for name, high in most.items() if controls[name] > high}
+    shown = {"recent_size": "window"}
+    return moved, ", ".join(f"{shown.get(x, x)} moved to {to:,}" for x, to in moved.items())
 
 
 def refuse(setting: Setting, model, length: int, step: int, layer: int, head: int) -> None:

@@ -11,7 +11,7 @@ from lib.load.models import load_model
 from . import views, writing
 from .page import OF_STEP, OF_TEXT, Page, machine
 from .session import Session
-from .setting import Setting, lines_of
+from .setting import Setting, fit, lines_of
 from .text import TYPED, text_errors, text_tokens
 from .worker import Worker, together
 
@@ -134,7 +134,8 @@ class ExplorerWidget(Page):
     def _compute(self) -> Iterator[None]:
         """The lines that are not known, growing; the look as soon as its step has been read."""
         self._answering, setting = self.controls.get("seq"), self.setting
-        session, lines, step = self._session, lines_of(setting), self.controls["step"]
+        session, lines = self._session, lines_of(setting)
+        step = None if self._errors() else self.controls["step"]
         unknown = session.unknown(lines)
         self.begun += unknown.values()
         runs = {name: session.compute(line, step) for name, line in unknown.items()}
@@ -160,15 +161,20 @@ class ExplorerWidget(Page):
             return
         if not self._session.can_look(*wanted):
             return
-        for look in self._session.looking(*wanted):
-            if look is None:
-                self._status("computing", f"attention at step {wanted[1]:,}")
-                yield
+        try:
+            for look in self._session.looking(*wanted):
+                if look is None:
+                    self._status("computing", f"attention at step {wanted[1]:,}")
+                    yield
+        except ValueError as error:  # of a model that can't be looked at: the lines go on
+            return self._show(errors={"layer": " ".join(str(error).split())})
         if not self._errors() and not self._shown_weights():  # typed in the meantime
             self._show_step()
 
     def _load(self) -> None:
         """Another model or text: in the background, for it may take long."""
+        if not self._loading():  # what was mistyped is as it was
+            return self._begin()
         controls = self.controls
         errors = text_errors(*(controls[name] for name in OF_TEXT[1:]))
         self._show(errors=errors)
@@ -203,16 +209,9 @@ class ExplorerWidget(Page):
             return
         self._session, self._loaded = session, wanted
         self._show_session()
-        layers, heads = self._session.shape
-        most = {"step": len(tokens) - 1, "layer": layers - 1, "head": heads - 1}
-        sinks = self.setting.budget - self.setting.recent_size
-        most["recent_size"] = self._session.limit - sinks - self.controls["buffer"]
-        fitting = {x: high for x, high in most.items() if self.controls[x] > high}
+        fitting, self._moved = fit(self.setting, self.controls, model, len(tokens))
         self._adjust(**fitting)
-        shown = {"recent_size": "window"}
-        moved = (f"{shown.get(x, x)} moved to {to:,}" for x, to in fitting.items())
-        self._moved = ", ".join(moved)
-        self._show(pins=[], curves={}, writing=None)
+        self._show(pins=[], curves={}, writing=None, attention=None)
         self._begin()
 
     def _stop(self) -> Iterator[None]:
@@ -247,4 +246,5 @@ class ExplorerWidget(Page):
             self._show(settled=self._answering)
         if self._kind not in self._machines:
             self._machines[self._kind] = machine(*self._kind)
-            self._show_step()
+            if not self._errors():
+                self._show_step()

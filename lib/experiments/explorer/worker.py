@@ -55,6 +55,7 @@ class Worker:
         self._asked: Job | None = None
         self._looked: Job | None = None
         self._thread: threading.Thread | None = None
+        self._threads = torch.get_num_threads()  # not what another worker's jobs share just now
         self._busy = self._ended = False
 
     def ask(self, job: Job) -> None:
@@ -100,6 +101,7 @@ class Worker:
             return job
 
     def _run(self) -> None:
+        torch.set_num_threads(self._threads)
         while True:
             with self._news:
                 self._busy = False
