@@ -96,18 +96,14 @@ def kv_lab_attention(
     """
     if kv_step is None:
         raise ValueError(f"attention {NAME!r} is only for steps with a CompressedCache")
-    if (n := query.shape[2]) < kv_step.n:  # a layer may be asked for the last tokens (Gemma 4)
-        query = pad(query, (0, 0, kv_step.n - n, 0))
-        own = {"scaling": scaling, "kv_step": kv_step, "sliding_window": sliding_window}
-        own |= {"softcap": softcap, "s_aux": s_aux}
-        output, _ = kv_lab_attention(module, query, key, value, attention_mask, dropout, **own)
-        return output[:, -n:].contiguous(), None
-    layer = None if kv_step.layers is None else kv_step.layers[module.layer_idx]
     own = Own(scaling, softcap, s_aux, sliding_window)
+    layer = None if kv_step.layers is None else kv_step.layers[module.layer_idx]
     if layer is not None and layer.queries:
         layer.receive(received_attention(query, key, kv_step, layer.queries, own))
     rope = None if kv_step.ropes is None else kv_step.ropes[module.layer_idx]
-    D, groups = value.shape[-1], query.shape[1] // key.shape[1]
+    n, D, groups = query.shape[2], value.shape[-1], query.shape[1] // key.shape[1]
+    if n < kv_step.n:  # a layer may be asked for the last tokens only (Gemma 4)
+        query = pad(query, (0, 0, kv_step.n - n, 0))
     if groups > 1 and query.device.type != "cpu":  # kernels that take a mask want whole heads there
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     if kv_step.sink_delta is not None and rope is not None:
@@ -120,19 +116,25 @@ def kv_lab_attention(
         output = scaled_dot_product_attention(
             query, key, value, None, dropout, is_causal=True, scale=scaling, enable_gqa=grouped
         )
-        return output.transpose(1, 2).contiguous(), None
-    if kv_step.shares:  # they will be attended to again
+    else:
+        output = _by_blocks(query, key, value, kv_step, dropout, own)
+    # (B, n, H, D), of which models make a view
+    return output[:, :, -n:, :D].transpose(1, 2).contiguous(), None
+
+
+def _by_blocks(query, key, value, step: Step, dropout, own: Own) -> torch.Tensor:
+    """Attention of a step, block by block: (B, H, n, D) as `value`."""
+    if step.shares:  # they will be attended to again
         key, value = key.clone(), value.clone()
-    front, outputs = kv_step.front, []
+    front, outputs = step.front, []
     sinks = key[:, :, :front].clone(), value[:, :, :front].clone()
-    for queries, keys, mask in kv_step.blocks(key.shape[2], query.device, query.dtype, own.window):
+    for queries, keys, mask in step.blocks(key.shape[2], query.device, query.dtype, own.window):
         # the sinks go where no later block looks, just in front of this block's window
         place = slice(keys.start, keys.start + front)
         key[:, :, place], value[:, :, place] = sinks
         q, k, v = query[:, :, queries], key[:, :, keys], value[:, :, keys]
         outputs.append(_attend(q, k, v, mask, dropout, own))
-    output = torch.cat(outputs, dim=2)[..., :D].transpose(1, 2)  # (B, n, H, D)
-    return output.contiguous(), None  # models make a view of it
+    return torch.cat(outputs, dim=2)
 
 
 def _append_sink_logits(query, key, step, rope):

@@ -349,7 +349,9 @@ def test_what_a_smaller_model_moves_is_allowed_there(buffer, window):
 def test_a_new_explorer_has_its_threads_though_an_old_one_shares_them(page):
     before = torch.get_num_threads()
     try:
-        threading.Thread(target=torch.set_num_threads, args=(1,)).start()  # as in a turn
+        turn = threading.Thread(target=torch.set_num_threads, args=(1,))  # as in a turn
+        turn.start()
+        turn.join()
         jobs, found = Worker(print, lambda: None), []
 
         def job():
